@@ -1,0 +1,79 @@
+#include "segment.h"
+
+#include <algorithm>
+#include <iterator>
+
+namespace allocator {
+
+Segment::Segment(Tag* tag, const std::string& tag_name, char* base, std::size_t bytes, FreeIndex* index)
+    : tag(tag), tag_name(tag_name), base(base), bytes(bytes), index_(index) {
+  index_add(blocks_.emplace(0, Block{bytes, 0}).first);
+}
+
+void* Segment::take(char* address, std::size_t requested) {
+  const auto block = blocks_.find(static_cast<std::size_t>(address - base));
+  const std::size_t taken = round_up(requested, kAlignment);
+  const std::size_t left = block->second.bytes - taken;
+  if (left > 0) index_add(blocks_.emplace(block->first + taken, Block{left, 0}).first);
+  index_remove(block);
+  block->second = {taken, requested};
+  ++allocations_;
+  live_bytes_ += requested;
+  taken_bytes_ += taken;
+  return address;
+}
+
+bool Segment::give_back(char* address) {
+  auto block = blocks_.find(static_cast<std::size_t>(address - base));
+  if (block == blocks_.end() || block->second.requested == 0) return false;
+  --allocations_;
+  live_bytes_ -= block->second.requested;
+  taken_bytes_ -= block->second.bytes;
+  block->second.requested = 0;
+  merge_with_next(block);
+  if (block != blocks_.begin() && std::prev(block)->second.requested == 0) {
+    block = std::prev(block);
+    index_remove(block);
+    merge_with_next(block);
+  }
+  index_add(block);
+  return true;
+}
+
+// Takes in the next block when it is free; the block itself is in no index while that happens.
+void Segment::merge_with_next(Blocks::iterator block) {
+  const auto next = std::next(block);
+  if (next == blocks_.end() || next->second.requested != 0) return;
+  index_remove(next);
+  block->second.bytes += next->second.bytes;
+  blocks_.erase(next);
+}
+
+void Segment::index_add(Blocks::const_iterator block) {
+  if (index_ != nullptr) index_->insert({block->second.bytes, base + block->first, this});
+}
+
+void Segment::index_remove(Blocks::const_iterator block) {
+  if (index_ != nullptr) index_->erase({block->second.bytes, base + block->first, this});
+}
+
+void Segment::leave_index() {
+  for (auto block = blocks_.cbegin(); block != blocks_.cend(); ++block) index_remove(block);
+  index_ = nullptr;
+}
+
+std::vector<CopyRun> Segment::live_runs() const {
+  std::vector<CopyRun> runs;
+  for (const auto& [offset, block] : blocks_) {
+    if (block.requested == 0) continue;
+    const bool adjacent = !runs.empty() && runs.back().offset + runs.back().bytes == offset;
+    if (adjacent) {
+      runs.back().bytes += block.bytes;
+    } else {
+      runs.push_back({offset, block.bytes, 0});
+    }
+  }
+  return runs;
+}
+
+}  // namespace allocator

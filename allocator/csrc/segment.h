@@ -1,0 +1,102 @@
+// A segment: one reservation with one physical handle, cut into blocks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "driver.h"
+
+namespace allocator {
+
+class Segment;
+class Tag;
+
+constexpr std::size_t kAlignment = 64;
+
+inline std::size_t round_up(std::size_t bytes, std::size_t multiple) {
+  return (bytes + multiple - 1) / multiple * multiple;
+}
+
+struct FreeBlock {
+  std::size_t bytes;
+  char* address;
+  Segment* segment;
+
+  bool operator<(const FreeBlock& other) const {
+    return bytes != other.bytes ? bytes < other.bytes : address < other.address;
+  }
+};
+
+// A tag's free blocks by size: the first that is not too small is the best fit.
+using FreeIndex = std::set<FreeBlock>;
+
+struct HostArena {
+  char* base = nullptr;
+  std::size_t bytes = 0;
+  std::size_t backups = 0;  // segments whose backup lies here
+};
+
+// Live bytes of a segment that lie in a row, and where their backup is.
+struct CopyRun {
+  std::size_t offset;
+  std::size_t bytes;
+  std::size_t host_offset;
+};
+
+enum class State {
+  kActive,  // mapped, and the content is there
+  kAsleep,  // the content is in the backup, or was discarded
+  kDying,   // empty, and not all of it could be returned to the driver yet
+};
+
+class Segment {
+ public:
+  // Blocks of a segment that is given no index are not allocated a second time.
+  Segment(Tag* tag, const std::string& tag_name, char* base, std::size_t bytes, FreeIndex* index);
+
+  void* take(char* address, std::size_t bytes);
+  // False when no live block starts there.
+  bool give_back(char* address);
+  void leave_index();
+
+  bool empty() const { return allocations_ == 0; }
+  std::size_t allocations() const { return allocations_; }
+  std::size_t live_bytes() const { return live_bytes_; }    // as asked for
+  std::size_t taken_bytes() const { return taken_bytes_; }  // rounded to the alignment
+  std::vector<CopyRun> live_runs() const;
+
+  Tag* const tag;
+  const std::string& tag_name;
+  char* const base;
+  const std::size_t bytes;
+
+  // What the segment holds; the pool keeps these true after each driver call.
+  State state = State::kActive;
+  bool mapped = false;
+  Handle handle = 0;
+  HostArena* backup = nullptr;
+  std::vector<CopyRun> runs;  // in the backup
+
+ private:
+  struct Block {
+    std::size_t bytes;
+    std::size_t requested;  // 0: free
+  };
+  using Blocks = std::map<std::size_t, Block>;  // by offset, without gaps
+
+  void merge_with_next(Blocks::iterator block);
+  void index_add(Blocks::const_iterator block);
+  void index_remove(Blocks::const_iterator block);
+
+  FreeIndex* index_;
+  Blocks blocks_;
+  std::size_t allocations_ = 0;
+  std::size_t live_bytes_ = 0;
+  std::size_t taken_bytes_ = 0;
+};
+
+}  // namespace allocator

@@ -1,0 +1,31 @@
+"""Rewards for each token, from the score of a whole response and the KL penalty."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def place_scores(scores: Tensor, response_mask: Tensor) -> Tensor:
+    """Each response's score at its last token, 0 elsewhere.
+
+    Args:
+        scores: (B,).
+        response_mask: (B, T), 1 at response tokens. A response without tokens gets no reward.
+
+    Returns:
+        (B, T) of the scores' type.
+    """
+    tokens = response_mask != 0
+    position = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    last = (position * tokens).argmax(dim=1, keepdim=True)
+    rewards = torch.zeros(tokens.shape, dtype=scores.dtype, device=scores.device)
+    return rewards.scatter(1, last, scores[:, None]).masked_fill(~tokens, 0)
+
+
+def penalize_kl(token_scores: Tensor, kl: Tensor, mask: Tensor, coef: float) -> Tensor:
+    """token_scores - coef * kl at response tokens, 0 elsewhere; all (B, T).
+
+    The reward of Ziegler et al. 2019 (arXiv 1909.08593, eq. 2), its KL term spread over the tokens.
+    """
+    return (token_scores - coef * kl).masked_fill(mask == 0, 0)

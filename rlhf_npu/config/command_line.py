@@ -1,0 +1,79 @@
+"""The command line of an entry point: Hydra underneath, readable messages on top."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.text import Text
+
+from rlhf_npu.config import help_page
+from rlhf_npu.config.compose import HYDRA_VERSION_BASE, checked, config_folder
+from rlhf_npu.config.explain import explain
+from rlhf_npu.config.ppo import PPOConfig
+from rlhf_npu.errors import RlhfNpuError
+
+BAD_INPUT = 2
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def run_from_command_line(config_name: str, job: Callable[[PPOConfig], None]) -> None:
+    """Composes the configuration from `sys.argv`, checks it, and calls `job` with it.
+
+    Hydra's flags work (`--help`, `--cfg job`, `--info`, `--config-dir`, `--multirun`). An `RlhfNpuError`
+    ends the process with status 2 and a message on stderr; with `HYDRA_FULL_ERROR=1` in the environment
+    it is raised as it is.
+    """
+    full_error = os.environ.get(FULL_ERROR)
+
+    def task(composed: DictConfig) -> None:
+        _set_environment(FULL_ERROR, full_error)
+        try:
+            job(checked(composed))
+        except RlhfNpuError as error:
+            _exit_with(error, full_error == "1")
+
+    help_page.register()
+    overrides, folders = _read_arguments()
+    _set_environment(FULL_ERROR, "1")  # so that Hydra raises what it would print in its own words
+    try:
+        hydra.main(str(config_folder()), config_name, HYDRA_VERSION_BASE)(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit_with(explain(error, overrides, folders), full_error == "1")
+    finally:
+        _set_environment(FULL_ERROR, full_error)
+
+
+def _read_arguments() -> tuple[list[str], list[Path]]:
+    """The overrides, and the folders in which Hydra looks for YAML files and groups."""
+    arguments = get_args_parser().parse_args()
+    primary = config_folder()
+    if arguments.config_path and not arguments.config_path.startswith("pkg://"):
+        # Hydra takes a relative path from the folder of the calling file; a user means the current one.
+        primary = Path(arguments.config_path).absolute()
+        sys.argv += ["--config-path", str(primary)]
+    extra = [Path(arguments.config_dir).absolute()] if arguments.config_dir else []
+    return list(arguments.overrides), [primary, *extra]
+
+
+def _set_environment(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+def _exit_with(error: RlhfNpuError, raise_it: bool) -> NoReturn:
+    if raise_it:
+        raise error
+    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+    sys.exit(BAD_INPUT)

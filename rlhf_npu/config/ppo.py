@@ -1,0 +1,69 @@
+"""The root of the configuration of `rlhf_npu.main_ppo`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rlhf_npu.config import batch_math
+from rlhf_npu.config.actor_rollout_ref import ActorRolloutRefConfig
+from rlhf_npu.config.algorithm import AlgorithmConfig
+from rlhf_npu.config.batch_math import BatchMath
+from rlhf_npu.config.critic import CriticConfig
+from rlhf_npu.config.data import DataConfig
+from rlhf_npu.config.keys import ConfigNode, Problem
+from rlhf_npu.config.reward import RewardConfig
+from rlhf_npu.config.trainer import TrainerConfig
+from rlhf_npu.errors import ConfigError
+
+
+@dataclass
+class PPOConfig(ConfigNode):
+    """A run: PPO with a critic, or GRPO without."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    actor_rollout_ref: ActorRolloutRefConfig = field(default_factory=ActorRolloutRefConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a value model is built."""
+        return self.algorithm.adv_estimator == "gae"
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether a frozen copy of the policy is built."""
+        return self.actor_rollout_ref.actor.use_kl_loss or self.algorithm.use_kl_in_reward
+
+    def check(self) -> None:
+        """Checks every key and the batch arithmetic, then freezes the configuration.
+
+        Raises:
+            ConfigError: names all problems at once; wrong arithmetic comes with its table.
+        """
+        found = self.problems()
+        arithmetic = self._batch_problems({problem.key for problem in found})
+        if found or arithmetic:
+            table = ["", BatchMath.from_config(self).text()] if arithmetic else []
+            raise ConfigError("\n".join([problem_list([*found, *arithmetic]), *table]))
+        self.freeze()
+
+    def relations(self) -> Iterator[Problem]:
+        if self.algorithm.adv_estimator == "grpo" and self.actor_rollout_ref.rollout.n == 1:
+            right = "algorithm.adv_estimator=grpo compares a prompt's responses, so it needs at least 2"
+            yield Problem("actor_rollout_ref.rollout.n", 1, right)
+        if self.trainer.critic_warmup and not self.has_critic:
+            right = "there is no critic to warm up with algorithm.adv_estimator=grpo; set 0"
+            yield Problem("trainer.critic_warmup", self.trainer.critic_warmup, right)
+
+    def _batch_problems(self, wrong_keys: set[str]) -> list[Problem]:
+        return [] if wrong_keys & batch_math.KEYS else BatchMath.from_config(self).problems()
+
+
+def problem_list(problems: Sequence[Problem | str]) -> str:
+    """One line a problem, under a line that counts them."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return "\n".join([f"the configuration has {count}:", *(f"  {problem}" for problem in problems)])

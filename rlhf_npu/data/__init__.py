@@ -1,0 +1,1 @@
+"""Prompt datasets, the loader, and the tasks that come with the package."""

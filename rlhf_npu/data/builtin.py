@@ -1,0 +1,92 @@
+"""Paths that start with `builtin:` name tasks that come with the package and are prepared on demand.
+
+`builtin:digits/model`, `builtin:digits/train`, `builtin:digits/val`, `builtin:chain_sum/train` and
+`builtin:chain_sum/val` stand for files in a cache folder: `RLHF_NPU_CACHE`, else `~/.cache/rlhf_npu`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from rlhf_npu.errors import DataError
+
+PREFIX = "builtin:"
+
+
+@dataclass(frozen=True)
+class BuiltinTask:
+    """A task whose module has `prepare(folder)`.
+
+    Attributes:
+        module: name of that module in this package.
+        sources: modules of this package whose text decides what is written; a change makes a new cache
+        folder. parts: what can be asked for, and its name in the folder. duration: how long preparing
+        takes, for people to read.
+    """
+
+    module: str
+    sources: tuple[str, ...]
+    parts: dict[str, str]
+    duration: str
+
+
+_PROMPTS = {"train": "train.jsonl", "val": "val.jsonl"}
+TASKS = {
+    "digits": BuiltinTask("digits", ("digits",), {"model": "model", **_PROMPTS}, "half a minute"),
+    "chain_sum": BuiltinTask("chain_sum", ("chain_sum", "reasoning_gym"), _PROMPTS, "a few seconds"),
+}
+
+
+def resolve(path: str) -> str:
+    """The local path that `path` stands for; a path that is not builtin is returned as it is.
+
+    The first call for a task prepares it, under a lock: others who ask meanwhile wait and then share it.
+
+    Raises:
+        DataError: there is no such builtin.
+    """
+    if not path.startswith(PREFIX):
+        return path
+    name, _, part = path.removeprefix(PREFIX).partition("/")
+    task = TASKS.get(name)
+    if task is None or part not in task.parts:
+        raise DataError(f"{path}: no such builtin; there are {', '.join(_names())}")
+    return str(_prepared_folder(name, task) / task.parts[part])
+
+
+def cache_folder() -> Path:
+    """Where prepared tasks are kept."""
+    return (
+        Path(os.environ.get("RLHF_NPU_CACHE") or Path.home() / ".cache" / "rlhf_npu").expanduser().absolute()
+    )
+
+
+def _names() -> list[str]:
+    return [f"{PREFIX}{name}/{part}" for name, task in TASKS.items() for part in task.parts]
+
+
+def _prepared_folder(name: str, task: BuiltinTask) -> Path:
+    cache = cache_folder()
+    folder = cache / f"{name}-{_version(task)}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f"{folder.name}.lock"):
+        if not folder.is_dir():
+            print(f"preparing {PREFIX}{name} in {folder}: {task.duration}, once", file=sys.stderr, flush=True)
+            importlib.import_module(f"{__package__}.{task.module}").prepare(folder)
+    return folder
+
+
+def _version(task: BuiltinTask) -> str:
+    digest = hashlib.sha256()
+    for source in task.sources:
+        digest.update(Path(__file__).with_name(f"{source}.py").read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""The two engines that share a device: the DeepSpeed trainer and the vLLM rollout."""

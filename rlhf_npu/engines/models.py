@@ -1,0 +1,108 @@
+"""Load policies, critics and tokenizers from Hugging Face folders; write a policy back."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf_npu.config import ModelConfig
+from rlhf_npu.errors import ModelError
+
+
+def check_model(path: str) -> Path:
+    """The folder of a model.
+
+    Raises:
+        ModelError: there is no such folder, or it has no config.json or no safetensors.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelError(f"model folder {path!r} does not exist; give a local folder in Hugging Face format")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model folder {path!r} has no config.json; is it a Hugging Face model?")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"model folder {path!r} has no *.safetensors; save it with save_pretrained")
+    return folder
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the model; EOS stands in for a missing padding token."""
+    tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer in {model.path!r} has no EOS token; responses could never finish")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def stop_token_ids(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a response: the tokenizer's EOS and those of the model's generation config."""
+    stops = {tokenizer.eos_token_id}
+    if (Path(model.path) / "generation_config.json").is_file():
+        declared = GenerationConfig.from_pretrained(model.path).eos_token_id
+        stops |= set(declared if isinstance(declared, list) else [declared])
+    return sorted(stops - {None})
+
+
+def load_policy(model: ModelConfig) -> PreTrainedModel:
+    """A causal language model in `model.dtype`."""
+    return _prepare(AutoModelForCausalLM.from_pretrained(model.path, **_arguments(model)), model)
+
+
+class ValueModel(torch.nn.Module):
+    """A language model's trunk with a linear head: one value for each position."""
+
+    def __init__(self, trunk: PreTrainedModel) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.value_head = torch.nn.Linear(trunk.config.hidden_size, 1, dtype=trunk.dtype)
+        # A critic that starts at zero makes the first advantages the plain returns.
+        torch.nn.init.zeros_(self.value_head.weight)
+        torch.nn.init.zeros_(self.value_head.bias)
+
+    def forward(self, **inputs: Any) -> torch.Tensor:
+        """Values (B, T) of the positions of `input_ids` (B, T)."""
+        hidden = self.trunk(**inputs, use_cache=False).last_hidden_state
+        return self.value_head(hidden).squeeze(-1)  # type: ignore[no-any-return]
+
+
+def load_critic(model: ModelConfig) -> ValueModel:
+    """A critic whose trunk is the model in `model.path`."""
+    return ValueModel(_prepare(AutoModel.from_pretrained(model.path, **_arguments(model)), model))
+
+
+def save_policy(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: dict[str, torch.Tensor],
+    folder: Path,
+) -> None:
+    """Write `weights` in Hugging Face format; `folder` appears whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    policy.save_pretrained(partial, state_dict=weights)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _arguments(model: ModelConfig) -> dict[str, Any]:
+    return {"dtype": getattr(torch, model.dtype), "trust_remote_code": model.trust_remote_code}
+
+
+def _prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
+    if model.enable_gradient_checkpointing:
+        module.gradient_checkpointing_enable({"use_reentrant": False})
+    return module

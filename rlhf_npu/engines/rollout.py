@@ -1,0 +1,155 @@
+"""The vLLM rollout engine: generate, sleep, wake up, take new weights; in the trainer's process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
+from rlhf_npu.platform import Platform
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One response.
+
+    Attributes:
+        token_ids: the response's tokens; the last is a stop token when `finished`.
+        log_probs: the sampling distribution's log-probability of each token, as the rollout engine saw it.
+        finished: whether the response ended with a stop token; False when it met the length limit.
+    """
+
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finished: bool
+
+
+class RolloutEngine:
+    """A vLLM engine that shares its device, its process and its ranks with the trainer.
+
+    Requires torch.distributed to be initialised and RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT to
+    be set. Ranks are cut into replicas of `tensor_model_parallel_size` consecutive ranks; all ranks of a replica
+    make the same calls with the same arguments and get the same completions.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        rollout: RolloutConfig,
+        data: DataConfig,
+        platform: Platform,
+        stop_token_ids: Sequence[int],
+    ) -> None:
+        self._platform = platform
+        self._stop_token_ids = list(stop_token_ids)
+        self._temperature = rollout.temperature
+        self._max_tokens = data.max_response_length
+        self.llm = _build_llm(model, rollout, data, platform)
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """This rank's shard of the model that generates."""
+        worker = self.llm.llm_engine.model_executor.driver_worker
+        return worker.get_model()  # type: ignore[no-any-return]
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], n: int, seed: int, temperature: float | None = None
+    ) -> list[list[Completion]]:
+        """Sample `n` responses to each prompt.
+
+        Args:
+            prompts: token ids of each prompt.
+            n: responses a prompt.
+            seed: the same on every rank of a replica; fixes the responses.
+            temperature: the configured one if None; 0 is greedy.
+        """
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(
+            n=n,
+            temperature=self._temperature if temperature is None else temperature,
+            max_tokens=self._max_tokens,
+            stop_token_ids=self._stop_token_ids,
+            logprobs=0,
+            detokenize=False,
+        )
+        inputs: Any = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outer = self._platform.rng_state()
+        torch.manual_seed(seed)
+        try:
+            outputs = self.llm.generate(inputs, sampling, use_tqdm=False)
+        finally:
+            self._platform.set_rng_state(outer)
+        return [[_completion(choice) for choice in output.outputs] for output in outputs]
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of each token of each sequence but its first, under the engine's weights."""
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        inputs: Any = [{"prompt_token_ids": list(sequence)} for sequence in sequences]
+        outputs = self.llm.generate(inputs, sampling, use_tqdm=False)
+        return [_prompt_log_probs(output) for output in outputs]
+
+    def sleep(self, level: int) -> None:
+        """Give device memory back: level 1 offloads the weights, level 2 drops them; both drop the KV cache."""
+        self.llm.sleep(level=level)
+
+    def wake_up(self, tags: list[str]) -> None:
+        """Take device memory for `tags` again: "weights", "kv_cache"."""
+        self.llm.wake_up(tags)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Overwrite parameters in place from (Hugging Face name, full tensor) pairs."""
+        self.module.load_weights(weights)  # type: ignore[operator]
+
+    def shutdown(self) -> None:
+        """Stop the engine and free what it holds."""
+        self.llm.llm_engine.engine_core.shutdown()
+
+
+def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, platform: Platform) -> Any:
+    from vllm import LLM
+
+    on_cpu = platform.name == "cpu"
+    sleep: dict[str, Any] = (
+        {"worker_cls": "rlhf_npu.engines.sleep_worker.SleepCPUWorker"}
+        if on_cpu
+        else {"enable_sleep_mode": True}
+    )
+    if rollout.kv_cache_memory_gb is not None:
+        sleep["kv_cache_memory_bytes"] = int(rollout.kv_cache_memory_gb * GIB)
+    return LLM(
+        model=model.path,
+        dtype=model.dtype,
+        skip_tokenizer_init=True,  # prompts and responses are token ids
+        trust_remote_code=model.trust_remote_code,
+        distributed_executor_backend="external_launcher",
+        tensor_parallel_size=rollout.tensor_model_parallel_size,
+        max_model_len=data.max_prompt_length + data.max_response_length,
+        max_num_seqs=rollout.max_num_seqs,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        enforce_eager=rollout.enforce_eager,
+        logprobs_mode="processed_logprobs",
+        generation_config="vllm",
+        disable_log_stats=True,
+        seed=0,
+        **sleep,
+    )
+
+
+def _completion(choice: Any) -> Completion:
+    log_probs = tuple(
+        step[token].logprob for token, step in zip(choice.token_ids, choice.logprobs, strict=True)
+    )
+    return Completion(tuple(choice.token_ids), log_probs, finished=choice.finish_reason == "stop")
+
+
+def _prompt_log_probs(output: Any) -> list[float]:
+    steps = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+    return [step[token].logprob for token, step in steps]

@@ -1,0 +1,221 @@
+"""One model under DeepSpeed: micro-batched forward passes and mini-batch optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tensordict import TensorDict
+
+from rlhf_npu.config import OptimConfig
+from rlhf_npu.platform import Platform
+
+Sums = dict[str, torch.Tensor]
+LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's default
+
+
+@dataclass(frozen=True)
+class MicroLoss:
+    """What one micro-batch adds to its mini-batch.
+
+    Attributes:
+        loss: scalar share of the mini-batch's loss; shares of all micro-batches and ranks add up to it.
+        sums: metric shares that add up the same way.
+    """
+
+    loss: torch.Tensor
+    sums: Sums
+
+
+class TrainerEngine:
+    """A trainable model; all ranks are data-parallel and call every method together.
+
+    The number of micro-batches of a call must be the same on every rank (ZeRO-3 gathers in lockstep).
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        optim: OptimConfig,
+        *,
+        zero_stage: int,
+        dtype: str,
+        grad_clip: float,
+        optimizer_steps: int,
+        platform: Platform,
+    ) -> None:
+        import deepspeed
+
+        self._grad_clip = grad_clip
+        self._clips_itself = zero_stage == 0 and dtype == "float32"
+        config = _deepspeed_config(module, zero_stage, dtype, 0.0 if self._clips_itself else grad_clip)
+        config["optimizer"] = _adamw(optim)
+        self.engine, *_ = deepspeed.initialize(
+            model=module.to(platform.device()),
+            model_parameters=[p for p in module.parameters() if p.requires_grad],
+            config=config,
+            lr_scheduler=lambda optimizer: _schedule(optimizer, optim, optimizer_steps),
+        )
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model; under ZeRO-3 its parameters are partitioned between uses."""
+        return self.engine.module  # type: ignore[no-any-return]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next optimizer step."""
+        return float(self.engine.get_lr()[0])
+
+    @torch.no_grad()
+    def infer(
+        self,
+        batch: TensorDict,
+        micro_size: int,
+        forward: Callable[[torch.nn.Module, TensorDict], torch.Tensor],
+    ) -> torch.Tensor:
+        """`forward` over `batch` in micro-batches of `micro_size` sequences; results are joined along B."""
+        return infer(self.module, batch, micro_size, forward)
+
+    def train_mini_batch(
+        self,
+        mini_batch: TensorDict,
+        micro_size: int,
+        loss_of: Callable[[torch.nn.Module, TensorDict], MicroLoss],
+    ) -> dict[str, float]:
+        """One optimizer step on this rank's part of a mini-batch.
+
+        The gradient is that of the sum of all shares, whatever `micro_size` and the number of ranks.
+
+        Returns:
+            the summed metrics of the whole mini-batch, with `grad_norm` before clipping and the `lr` used.
+        """
+        lr = self.lr
+        sums = self.accumulate(mini_batch, micro_size, loss_of)
+        return reduce_sums(sums, self.engine.device) | {"grad_norm": self._step(), "lr": lr}
+
+    def accumulate(
+        self,
+        mini_batch: TensorDict,
+        micro_size: int,
+        loss_of: Callable[[torch.nn.Module, TensorDict], MicroLoss],
+    ) -> Sums:
+        """Add up the gradients and the metric shares of this rank's part of a mini-batch."""
+        self.module.train()
+        micro_batches = mini_batch.split(micro_size)
+        sums: Sums = {}
+        for index, micro_batch in enumerate(micro_batches):
+            self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            share = loss_of(self.engine, micro_batch)
+            # DeepSpeed averages over ranks; the shares are to be summed.
+            self.engine.backward(share.loss * dist.get_world_size(), scale_wrt_gas=False)
+            for name, value in share.sums.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().double()
+        return sums
+
+    def _step(self) -> float:
+        """Take the optimizer step; returns the gradient's norm before clipping."""
+        grad_norm = self._clip() if self._clips_itself else None
+        self.engine.step()
+        return grad_norm if grad_norm is not None else float(self.engine.get_global_grad_norm())
+
+    def _clip(self) -> float:
+        limit = self._grad_clip or math.inf
+        return float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit))
+
+    def close(self) -> None:
+        """Remove DeepSpeed's hooks and let its buffers go."""
+        self.engine.destroy()
+
+
+class InferenceEngine:
+    """A frozen model: whole on each rank, or partitioned by ZeRO-3 between uses."""
+
+    def __init__(self, module: torch.nn.Module, *, zero_stage: int, dtype: str, platform: Platform) -> None:
+        self.module = module.to(platform.device()).eval().requires_grad_(False)
+        if zero_stage == 3:
+            import deepspeed
+
+            self.module, *_ = deepspeed.initialize(
+                model=self.module, config=_deepspeed_config(module, 3, dtype, 0.0)
+            )
+
+    @torch.no_grad()
+    def infer(
+        self,
+        batch: TensorDict,
+        micro_size: int,
+        forward: Callable[[torch.nn.Module, TensorDict], torch.Tensor],
+    ) -> torch.Tensor:
+        """`forward` over `batch` in micro-batches of `micro_size` sequences; results are joined along B."""
+        return infer(self.module, batch, micro_size, forward)
+
+
+def infer(
+    module: torch.nn.Module,
+    batch: TensorDict,
+    micro_size: int,
+    forward: Callable[[torch.nn.Module, TensorDict], torch.Tensor],
+) -> torch.Tensor:
+    module.eval()
+    return torch.cat([forward(module, micro_batch) for micro_batch in batch.split(micro_size)])
+
+
+def reduce_sums(sums: Sums, device: torch.device) -> dict[str, float]:
+    """Add `sums` up over all ranks; every rank passes the same names."""
+    names = sorted(sums)
+    values = torch.stack([torch.as_tensor(sums[name], dtype=torch.float64) for name in names]).to(device)
+    dist.all_reduce(values)
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def _deepspeed_config(
+    module: torch.nn.Module, zero_stage: int, dtype: str, grad_clip: float
+) -> dict[str, Any]:
+    elements = sum(p.numel() for p in module.parameters())
+    # DeepSpeed's buffers are as large as its buckets, and its buckets must be even.
+    largest_bucket = min(LARGEST_BUCKET, elements + elements % 2)
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": grad_clip,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_optimization": {
+            "stage": zero_stage,
+            "reduce_bucket_size": largest_bucket,
+            "allgather_bucket_size": largest_bucket,
+        },
+        "steps_per_print": 1 << 30,
+    }
+
+
+def _adamw(optim: OptimConfig) -> dict[str, Any]:
+    parameters = {
+        "lr": optim.lr,
+        "betas": list(optim.betas),
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+    }
+    return {"type": "AdamW", "params": {"torch_adam": True, **parameters}}
+
+
+def _schedule(optimizer: Any, optim: OptimConfig, total: int) -> torch.optim.lr_scheduler.LambdaLR:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, optim, total))
+
+
+def lr_factor(step: int, optim: OptimConfig, total: int) -> float:
+    """The learning rate of optimizer step `step` (from 0) as a fraction of `optim.lr`.
+
+    Rises linearly over `lr_warmup_steps`, then stays, or falls to `min_lr_ratio` at step `total`.
+    """
+    if step < optim.lr_warmup_steps:
+        return (step + 1) / (optim.lr_warmup_steps + 1)
+    if optim.lr_scheduler_type == "constant":
+        return 1.0
+    done = min(1.0, (step - optim.lr_warmup_steps) / max(1, total - optim.lr_warmup_steps))
+    fall = done if optim.lr_scheduler_type == "linear" else (1 - math.cos(math.pi * done)) / 2
+    return 1.0 - (1.0 - optim.min_lr_ratio) * fall

@@ -1,0 +1,37 @@
+"""The errors a user can meet. Each message names what was wrong, its value, and what would be right."""
+
+
+class RlhfNpuError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(RlhfNpuError, ValueError):
+    """A configuration key has a value that cannot work."""
+
+
+class DataError(RlhfNpuError, ValueError):
+    """A data file is missing, malformed or empty."""
+
+
+class ModelError(RlhfNpuError, ValueError):
+    """A model folder is missing or holds something that cannot be trained or served."""
+
+
+class RewardError(RlhfNpuError, RuntimeError):
+    """A reward function is missing, raised, or returned something that is not a finite number."""
+
+
+class DeviceError(RlhfNpuError, RuntimeError):
+    """The devices asked for are not there."""
+
+
+class WorkerError(RlhfNpuError, RuntimeError):
+    """A worker died or did not answer."""
+
+
+class SwitchError(RlhfNpuError, RuntimeError):
+    """A phase of the switch between generating and training failed; names the phase and the tags."""
+
+
+class ReshardError(RlhfNpuError, RuntimeError):
+    """The rollout's weights are not the trainer's weights after a reshard."""

@@ -1,0 +1,1 @@
+"""The switch between generating and training: plan, engine, reshard, ledger."""

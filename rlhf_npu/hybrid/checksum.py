@@ -1,0 +1,67 @@
+"""A checksum of weights that does not depend on how they are fused, ordered, padded or sharded.
+
+The checksum is the sum of all elements' bit patterns as integers, modulo 2**64. Zero padding adds nothing to it,
+fusing q, k and v does not change it, and the shards of a tensor-parallel layer add up to the whole layer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+INTEGER_OF_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+MODULUS = 1 << 64
+
+
+def bits_sum(tensor: torch.Tensor) -> int:
+    """Sum of the elements' bit patterns, modulo 2**64."""
+    bits = tensor.contiguous().view(INTEGER_OF_WIDTH[tensor.element_size()])
+    return int(bits.sum(dtype=torch.int64).item()) % MODULUS
+
+
+def rollout_checksum(model: torch.nn.Module) -> int:
+    """The checksum of a vLLM model over all ranks of its tensor-parallel group, which call this together."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    group = get_tp_group()
+    local = sum(bits_sum(tensor) for tensor in _owned(model, group.rank_in_group)) % MODULUS
+    if group.world_size == 1:
+        return local
+    # int64 addition wraps around, which is addition modulo 2**64.
+    signed = local - MODULUS if local >= MODULUS // 2 else local
+    total = torch.tensor(signed, dtype=torch.int64)
+    torch.distributed.all_reduce(total, group=group.cpu_group)
+    return int(total.item()) % MODULUS
+
+
+def _owned(model: torch.nn.Module, tp_rank: int) -> Iterator[torch.Tensor]:
+    """The parts of the parameters that `tp_rank` counts, so that each element of the whole is counted once."""
+    from vllm.model_executor.layers.linear import QKVParallelLinear
+
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            if isinstance(module, QKVParallelLinear):
+                yield from _owned_qkv(module, parameter.data, tp_rank)
+            elif tp_rank == 0 or _is_sharded(module, name):
+                yield parameter.data
+
+
+def _is_sharded(module: torch.nn.Module, name: str) -> bool:
+    from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    if isinstance(module, RowParallelLinear):
+        return name != "bias"
+    return isinstance(module, ColumnParallelLinear | VocabParallelEmbedding)
+
+
+def _owned_qkv(layer: torch.nn.Module, weight: torch.Tensor, tp_rank: int) -> Iterator[torch.Tensor]:
+    queries = layer.num_heads * layer.head_size
+    yield weight[:queries]
+    if tp_rank % layer.num_kv_head_replicas == 0:
+        yield weight[queries:]

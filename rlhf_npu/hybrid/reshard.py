@@ -1,0 +1,106 @@
+"""Move the trained weights into the rollout engine, bucket by bucket, and prove that they arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from rlhf_npu.engines.rollout import RolloutEngine
+from rlhf_npu.errors import ReshardError
+from rlhf_npu.hybrid.checksum import MODULUS, bits_sum, rollout_checksum
+
+Named = list[tuple[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class ReshardReport:
+    """One reshard: the version of the weights that the rollout now has, their checksum, bytes and buckets moved."""
+
+    version: int
+    checksum: int
+    moved_bytes: int
+    buckets: int
+
+
+class Resharder:
+    """Loads a trainer's parameters into the rollout engine of the same process.
+
+    At most one bucket of gathered parameters lives beside the two models.
+    """
+
+    def __init__(self, policy: torch.nn.Module, rollout: RolloutEngine, bucket_bytes: int) -> None:
+        self._policy = policy
+        self._rollout = rollout
+        self._bucket_bytes = bucket_bytes
+        self.version = 0
+
+    def reshard(self) -> ReshardReport:
+        """Overwrite the rollout's weights in place; every rank calls this together.
+
+        Raises:
+            ReshardError: the rollout's weights are not the trainer's afterwards.
+        """
+        dtype = next(self._rollout.module.parameters()).dtype
+        sent = moved = buckets = 0
+        for bucket in gathered_buckets(self._policy, self._bucket_bytes):
+            weights = [(name, tensor.to(dtype)) for name, tensor in bucket]
+            self._rollout.load_weights(weights)
+            sent += sum(bits_sum(tensor) for _, tensor in weights)
+            moved += sum(tensor.nbytes for _, tensor in weights)
+            buckets += 1
+        received = rollout_checksum(self._rollout.module)
+        sent %= MODULUS
+        if received != sent:
+            raise ReshardError(
+                f"reshard to version {self.version + 1}: the trainer sent weights with checksum {sent:#x}, the "
+                f"rollout engine holds {received:#x}; its generations would be stale"
+            )
+        self.version += 1
+        return ReshardReport(self.version, sent, moved, buckets)
+
+
+def gathered_buckets(policy: torch.nn.Module, bucket_bytes: int) -> Iterator[Named]:
+    """The policy's whole parameters in buckets of about `bucket_bytes`; valid until the next bucket is asked for.
+
+    Under ZeRO-3 each bucket is gathered from all ranks, which therefore iterate together.
+    """
+    for bucket in _cut(list(policy.named_parameters()), bucket_bytes):
+        with _gathered([parameter for _, parameter in bucket]):
+            yield [(name, parameter.detach()) for name, parameter in bucket]
+
+
+def whole_weights(policy: torch.nn.Module, bucket_bytes: int, keep: bool) -> dict[str, torch.Tensor]:
+    """Copies of all parameters in host memory, on ranks where `keep`; every rank calls this together."""
+    weights: dict[str, torch.Tensor] = {}
+    for bucket in gathered_buckets(policy, bucket_bytes):
+        if keep:
+            weights.update((name, tensor.to("cpu", copy=True)) for name, tensor in bucket)
+    return weights
+
+
+def _cut(parameters: list[tuple[str, torch.nn.Parameter]], bucket_bytes: int) -> Iterator[list]:
+    bucket: list[tuple[str, torch.nn.Parameter]] = []
+    size = 0
+    for name, parameter in parameters:
+        parameter_bytes = _numel(parameter) * parameter.element_size()
+        if bucket and size + parameter_bytes > bucket_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, parameter))
+        size += parameter_bytes
+    yield bucket
+
+
+def _numel(parameter: torch.nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _gathered(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[None]:
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters)  # type: ignore[no-any-return]

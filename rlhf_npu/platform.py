@@ -1,0 +1,139 @@
+"""The device facade: the only file that names `torch.npu`, `torch.cuda` and the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from rlhf_npu.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What differs between the devices that rlhf_npu runs on.
+
+    Attributes:
+        name: torch's device type: "cpu", "cuda" or "npu".
+        ray_resource: the Ray resource that one device takes.
+        dist_backend: the torch.distributed backend between devices.
+        deepspeed_accelerator: the value of DeepSpeed's DS_ACCELERATOR.
+        environment: variables that a worker process on this device needs.
+    """
+
+    name: str
+    ray_resource: str
+    dist_backend: str
+    deepspeed_accelerator: str
+    environment: Mapping[str, str]
+
+    def device(self) -> torch.device:
+        """The device of this process; Ray shows each worker exactly one accelerator."""
+        return torch.device("cpu") if self.name == "cpu" else torch.device(self.name, 0)
+
+    def activate(self) -> None:
+        """Make `device()` the current device of this process."""
+        if self.name != "cpu":
+            getattr(torch, self.name).set_device(0)
+
+    def synchronize(self) -> None:
+        """Wait for all work queued on the device."""
+        if self.name != "cpu":
+            getattr(torch, self.name).synchronize()
+
+    def empty_cache(self) -> None:
+        """Give memory that torch caches but does not use back to the device."""
+        if self.name != "cpu":
+            getattr(torch, self.name).empty_cache()
+
+    def rng_state(self) -> torch.Tensor:
+        """The state of the generator that sampling on this device draws from."""
+        return torch.get_rng_state() if self.name == "cpu" else getattr(torch, self.name).get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        """Restore what `rng_state` returned."""
+        if self.name == "cpu":
+            torch.set_rng_state(state)
+        else:
+            getattr(torch, self.name).set_rng_state(state)
+
+    def max_memory_bytes(self) -> int:
+        """Peak bytes of this process: allocated on the device, or resident on the CPU."""
+        if self.name != "cpu":
+            return int(getattr(torch, self.name).max_memory_allocated())
+        return _status_bytes("VmHWM")
+
+    def count(self) -> int:
+        """Devices on this machine; on the CPU a device is a core that this process may use."""
+        if self.name == "cpu":
+            return len(os.sched_getaffinity(0))
+        return int(getattr(torch, self.name).device_count())
+
+
+CPU = Platform(
+    "cpu",
+    ray_resource="CPU",
+    dist_backend="gloo",
+    deepspeed_accelerator="cpu",
+    environment={"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+)
+CUDA = Platform(
+    "cuda",
+    ray_resource="GPU",
+    dist_backend="nccl",
+    deepspeed_accelerator="cuda",
+    environment={},
+)
+NPU = Platform(
+    "npu",
+    ray_resource="NPU",
+    dist_backend="hccl",
+    deepspeed_accelerator="npu",
+    # FRACTAL_NZ weights cannot be updated in place, and with expandable segments sleep would free nothing.
+    environment={
+        "VLLM_ASCEND_ENABLE_NZ": "0",
+        "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:False",
+        "HCCL_NPU_SOCKET_PORT_RANGE": "auto",
+        "TASK_QUEUE_ENABLE": "1",
+    },
+)
+PLATFORMS = {platform.name: platform for platform in (CPU, CUDA, NPU)}
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process in bytes, by the operating system's count."""
+    return _status_bytes("VmRSS")
+
+
+def detect_platform(name: str = "auto") -> Platform:
+    """The platform called `name`; "auto" takes NPU, else CUDA, else the CPU.
+
+    Raises:
+        DeviceError: `name` is unknown or this machine has no such device.
+    """
+    if name == "auto":
+        return next((p for p in (NPU, CUDA) if _available(p)), CPU)
+    if name not in PLATFORMS:
+        raise DeviceError(f"trainer.device={name!r} is unknown; use auto, {', '.join(PLATFORMS)}")
+    platform = PLATFORMS[name]
+    if not _available(platform):
+        raise DeviceError(f"trainer.device={name}: torch sees no {name} device here; use trainer.device=auto")
+    return platform
+
+
+def _available(platform: Platform) -> bool:
+    if platform.name == "cpu":
+        return True
+    if platform.name == "npu" and importlib.util.find_spec("torch_npu") is None:
+        return False
+    module = getattr(torch, platform.name, None)
+    return module is not None and bool(module.is_available())
+
+
+def _status_bytes(field: str) -> int:
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,1 @@
+"""The PPO loop and what surrounds it: validation, metrics, trackers, the terminal, the output folder."""

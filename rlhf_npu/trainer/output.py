@@ -1,0 +1,35 @@
+"""The folder that a run writes, and the names inside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from rlhf_npu.config import PPOConfig
+
+
+class OutputFolder:
+    """`config.yaml`, `metrics.jsonl`, `tensorboard/`, `rollouts/`, `validation/`, `logs/`, models and curve."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path).resolve()
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def learning_curve(self) -> Path:
+        """The picture of held-out and training reward."""
+        return self.path / "learning_curve.png"
+
+    def create(self, config: PPOConfig) -> None:
+        """Make the folder and write the resolved configuration into it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(config), self.path / "config.yaml")
+
+    def model_folder(self, step: int, final: bool) -> Path:
+        """Where the policy of `step` is saved; the last one is called `model`."""
+        return self.path / ("model" if final else f"model_step_{step}")

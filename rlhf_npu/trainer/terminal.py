@@ -1,0 +1,129 @@
+"""What a person sees: a progress bar, a line a step, a table of where the time went, a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress import TimeRemainingColumn
+from rich.table import Table
+
+from rlhf_npu.trainer.metrics import Metrics
+
+History = Sequence[tuple[int, Metrics]]
+VALIDATION = "val-core/"
+# The issue of a step's time: what the table shows, in the order in which a step runs.
+TIME_PARTS = (
+    ("generate", ("gen",)),
+    ("sleep", ("sleep",)),
+    ("reward", ("reward",)),
+    ("train: log-probabilities, values, advantages", ("old_log_prob", "ref", "values", "adv")),
+    ("train: critic", ("update_critic",)),
+    ("train: actor", ("update_actor",)),
+    ("wake up", ("wake_up",)),
+    ("reshard", ("reshard",)),
+)
+LINE = (
+    ("reward", "critic/score/mean", "{:.3f}"),
+    ("loss", "actor/pg_loss", "{:+.4f}"),
+    ("kl", "actor/ppo_kl", "{:.1e}"),
+    ("entropy", "actor/entropy", "{:.3f}"),
+    ("vf_loss", "critic/vf_loss", "{:.4f}"),
+    ("grad", "actor/grad_norm", "{:.2f}"),
+    ("length", "response_length/mean", "{:.1f}"),
+    ("step", "timing_s/step", "{:.2f}s"),
+    ("tok/s", "perf/throughput", "{:.0f}"),
+)
+
+
+class Terminal:
+    """The tracker behind `console`."""
+
+    def __init__(self, total_steps: int, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self._total_steps = total_steps
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task("training", total=total_steps)
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """Say what takes long now, with a spinner where there is a terminal."""
+        self.console.print(f"[dim]{what} ...[/dim]")
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        ) as bar:
+            bar.add_task(what, total=None)
+            yield
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        """Print one line and move the progress bar."""
+        if step > 0:
+            self._progress.start()
+            self._progress.update(self._task, completed=step)
+        shown = [
+            f"{label} {pattern.format(metrics[name])}" for label, name, pattern in LINE if name in metrics
+        ]
+        held_out = [
+            f"[bold]{name} {metrics[name]:.3f}[/bold]" for name in metrics if name.startswith(VALIDATION)
+        ]
+        self.console.print(f"step {step}/{self._total_steps}  " + "  ".join(shown + held_out), soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the progress bar away."""
+        self._progress.stop()
+
+    def time_table(self, history: History) -> Table:
+        """Where the time of the steps went, in seconds a step and as a share; the first step warms up."""
+        steps = [metrics for step, metrics in history if step > 0]
+        steady = steps[1:] or steps
+        whole = fmean(metrics["timing_s/step"] for metrics in steady)
+        table = Table(title=f"Where the time went: {whole:.2f} s a step", title_justify="left")
+        for column in ("part", "s a step", "share", "first step"):
+            table.add_column(column, justify="left" if column == "part" else "right")
+        for name, parts in TIME_PARTS:
+            first, mean = _seconds(steps[0], parts), fmean(_seconds(metrics, parts) for metrics in steady)
+            if first or mean:
+                table.add_row(name, f"{mean:.3f}", f"{mean / whole:.0%}", f"{first:.3f}")
+        return table
+
+    def summary(self, history: History, output: str, seconds: float) -> None:
+        """Print the table of times, how the rewards moved, and where the results lie."""
+        self.console.print(self.time_table(history))
+        for name, values in _curves(history).items():
+            self.console.print(f"{name}: {values[0]:.3f} -> {values[-1]:.3f} (best {max(values):.3f})")
+        self.console.print(
+            f"{self._total_steps} steps in {seconds:.0f} s; results in {output}", soft_wrap=True
+        )
+
+
+def _seconds(metrics: Metrics, parts: Sequence[str]) -> float:
+    return sum(metrics.get(f"timing_s/{part}", 0.0) for part in parts)
+
+
+def _curves(history: History) -> dict[str, list[float]]:
+    curves: dict[str, list[float]] = {}
+    for _, metrics in history:
+        for name, value in metrics.items():
+            if name.startswith(VALIDATION) or name == "critic/score/mean":
+                curves.setdefault(name, []).append(value)
+    return curves

@@ -1,0 +1,1 @@
+"""Ray workers: one HybridWorker a device, in a WorkerGroup over a placement group."""

@@ -1,0 +1,96 @@
+// Threads allocate and free in regions of their own while another tag sleeps and wakes with driver calls
+// failing.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "capi.h"
+
+namespace {
+
+constexpr int kDevice = -1;
+
+void require(bool condition, const char* what) {
+  if (condition) return;
+  sleep_pool_error error;
+  sleep_pool_last_error(&error);
+  std::fprintf(stderr, "%s: %s %s\n", what, error.phase, error.message);
+  std::exit(1);
+}
+
+struct Allocation {
+  unsigned char* memory;
+  std::size_t bytes;
+  unsigned char value;
+
+  void check() const { require(memory[0] == value && memory[bytes - 1] == value, "content"); }
+};
+
+Allocation allocate(std::mt19937& random) {
+  const std::size_t bytes = std::size_t{1} << random() % 22;
+  void* memory = sleep_pool_malloc(bytes, kDevice, nullptr);
+  require(memory != nullptr, "malloc");
+  const auto value = static_cast<unsigned char>(random());
+  std::memset(memory, value, bytes);
+  return {static_cast<unsigned char*>(memory), bytes, value};
+}
+
+void free_all(std::vector<Allocation>* allocations) {
+  for (const Allocation& allocation : *allocations) {
+    allocation.check();
+    sleep_pool_free(allocation.memory, allocation.bytes, kDevice, nullptr);
+  }
+  allocations->clear();
+}
+
+void work(sleep_pool* pool, int number) {
+  const std::string tag = "worker" + std::to_string(number);
+  std::mt19937 random(static_cast<unsigned>(number));
+  std::vector<Allocation> allocations;
+  for (int round = 0; round < 20; ++round) {
+    require(sleep_pool_enter(pool, tag.c_str()) == 0, "enter");
+    for (int i = 0; i < 20; ++i) allocations.push_back(allocate(random));
+    require(sleep_pool_leave(pool, tag.c_str()) == 0, "leave");
+    free_all(&allocations);
+  }
+}
+
+void sleep_and_wake(sleep_pool* pool, const std::vector<Allocation>& sleepers, std::mt19937& random) {
+  const char* tag = "sleeper";
+  // Faults of calls that workers make too would be theirs.
+  const int faults[] = {SLEEP_POOL_COPY_OUT, SLEEP_POOL_COPY_IN, SLEEP_POOL_WAIT, SLEEP_POOL_HOST_ALLOC};
+  sleep_pool_inject_fault(pool, faults[random() % 4], 1 + random() % 8);
+  while (sleep_pool_sleep(pool, &tag, 1, nullptr, 0) != 0) continue;
+  sleep_pool_inject_fault(pool, faults[random() % 4], 1 + random() % 8);
+  while (sleep_pool_wake_up(pool, &tag, 1) != 0) continue;
+  for (const Allocation& allocation : sleepers) allocation.check();
+}
+
+}  // namespace
+
+int main() {
+  sleep_pool* pool = nullptr;
+  require(sleep_pool_open("cpu", kDevice, "default", &pool) == 0, "open");
+  std::mt19937 random(99);
+  std::vector<Allocation> sleepers;
+  require(sleep_pool_enter(pool, "sleeper") == 0, "enter");
+  for (int i = 0; i < 40; ++i) sleepers.push_back(allocate(random));
+  require(sleep_pool_leave(pool, "sleeper") == 0, "leave");
+
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) threads.emplace_back(work, pool, i);
+  for (int i = 0; i < 30; ++i) sleep_and_wake(pool, sleepers, random);
+  for (std::thread& thread : threads) thread.join();
+  free_all(&sleepers);
+
+  std::uint64_t released = 0;
+  require(sleep_pool_release_host(pool, &released) == 0 && released > 0, "release_host");
+  std::uint64_t calls[SLEEP_POOL_CALLS];
+  require(sleep_pool_driver_calls(pool, calls) == 0, "calls");
+  require(calls[SLEEP_POOL_CREATE] == calls[SLEEP_POOL_RELEASE], "handles");
+  require(calls[SLEEP_POOL_HOST_ALLOC] == calls[SLEEP_POOL_HOST_FREE], "arenas");
+  std::puts("clean");
+}

@@ -1,0 +1,110 @@
+"""Regions: which allocations are a tag's."""
+
+import threading
+
+import pytest
+import torch
+
+from allocator import RegionError, SleepPool
+
+
+def _live(pool: SleepPool) -> dict[str, int]:
+    return {tag: stats.live for tag, stats in pool.stats().items()}
+
+
+def test_only_what_is_made_inside_is_the_tags(pool: SleepPool) -> None:
+    outside = torch.ones(1000)
+    with pool.region("weights"):
+        inside = torch.ones(1000)
+    after = torch.ones(1000)
+    assert _live(pool) == {"weights": 4000}
+    pool.sleep(level=2)
+    assert float(outside.sum() + after.sum()) == 2000
+    del inside
+
+
+def test_the_innermost_region_wins_and_the_outer_comes_back(pool: SleepPool) -> None:
+    with pool.region("outer"):
+        kept = [torch.ones(10)]
+        with pool.region("inner"):
+            kept.append(torch.ones(100))
+            with pool.region("outer"):
+                kept.append(torch.ones(1000))
+        kept.append(torch.ones(10))
+    assert _live(pool) == {"outer": 4080, "inner": 400}
+
+
+def test_a_region_opens_again(pool: SleepPool) -> None:
+    kept = []
+    for _ in range(3):
+        with pool.region("weights"):
+            kept.append(torch.ones(16))
+    assert _live(pool) == {"weights": 192}
+
+
+def test_an_exception_closes_the_region(pool: SleepPool) -> None:
+    with pytest.raises(ZeroDivisionError), pool.region("outer"), pool.region("inner"):
+        raise ZeroDivisionError
+    kept = torch.ones(1000)
+    assert _live(pool) == {"outer": 0, "inner": 0}
+    del kept
+
+
+def test_regions_of_two_pools_nest(pool: SleepPool) -> None:
+    other = SleepPool.get("cpu", namespace="nested")
+    with pool.region("weights"):
+        with other.region("weights"):
+            theirs = torch.ones(10)
+        mine = torch.ones(20)
+    assert (_live(pool), _live(other)) == ({"weights": 80}, {"weights": 40})
+    del theirs, mine
+
+
+def test_a_region_is_its_threads_alone(pool: SleepPool) -> None:
+    made = []
+    with pool.region("weights"):
+        thread = threading.Thread(target=lambda: made.append(torch.ones(1000)))
+        thread.start()
+        thread.join()
+    assert _live(pool) == {"weights": 0}
+
+
+def test_a_tensor_is_freed_by_any_thread_after_its_region(pool: SleepPool) -> None:
+    with pool.region("weights"):
+        made = [torch.ones(1000)]
+    thread = threading.Thread(target=made.clear)
+    thread.start()
+    thread.join()
+    stats = pool.stats()["weights"]
+    assert (stats.live, stats.mapped, stats.allocations) == (0, 0, 0)
+
+
+def test_a_region_left_on_another_thread_is_an_error(pool: SleepPool) -> None:
+    region = pool.region("weights")
+    failures: list[BaseException] = []
+
+    def leave() -> None:
+        try:
+            region.__exit__(None, None, None)
+        except RegionError as error:
+            failures.append(error)
+
+    with pool.region("weights"):
+        region.__enter__()
+        thread = threading.Thread(target=leave)
+        thread.start()
+        thread.join()
+        pool._library.sleep_pool_leave(pool._pool, b"weights")
+    assert len(failures) == 1
+
+
+def test_more_regions_than_a_thread_can_have_open_is_an_error(pool: SleepPool) -> None:
+    def nest(depth: int) -> None:
+        with pool.region("weights"):
+            nest(depth + 1)
+
+    with pytest.raises(ValueError, match="64 regions"):
+        nest(0)
+    kept = torch.ones(1000)
+    assert _live(pool) == {"weights": 0}
+    del kept

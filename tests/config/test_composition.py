@@ -1,0 +1,89 @@
+"""What overrides, groups and recipes make of the defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_npu.config import BatchMath, compose_config
+from rlhf_npu.config.compose import config_folder
+
+PROJECT = Path(__file__).parents[2]
+RECIPES = sorted(file.stem for file in (config_folder() / "recipe").glob("*.yaml"))
+MODEL = "actor_rollout_ref.model.path=model"
+
+
+def test_the_defaults_are_ppo_on_two_cpu_processes() -> None:
+    config = compose_config()
+    assert config.has_critic
+    assert not config.has_reference
+    assert config.trainer.world_size == 2
+    assert config.data.train_files == ["builtin:digits/train"]
+    assert config.trainer.experiment_name == "digits_gae"
+
+
+def test_overrides_of_every_type_arrive_typed() -> None:
+    config = compose_config(
+        [
+            "data.train_files=[a.jsonl,b.parquet]",
+            "data.shuffle=false",
+            "actor_rollout_ref.actor.optim.lr=3e-6",
+            "actor_rollout_ref.actor.optim.betas=[0.9,0.95]",
+            "critic.model.path=other",
+            "trainer.total_training_steps=null",
+            "+reward.kwargs={scale:2,label:x}",
+        ]
+    )
+    assert config.data.train_files == ["a.jsonl", "b.parquet"]
+    assert config.data.shuffle is False
+    assert config.actor_rollout_ref.actor.optim.lr == 3e-6
+    assert config.actor_rollout_ref.actor.optim.betas == [0.9, 0.95]
+    assert config.critic.model.path == "other"
+    assert config.trainer.total_training_steps is None
+    assert config.reward.kwargs == {"scale": 2, "label": "x"}
+
+
+def test_the_estimator_alone_switches_to_grpo() -> None:
+    config = compose_config(["algorithm.adv_estimator=grpo"])
+    assert not config.has_critic
+    assert BatchMath.from_config(config).critic_optimizer_steps == 0
+    assert config.trainer.experiment_name == "digits_grpo"
+
+
+@pytest.mark.parametrize("key", ["actor_rollout_ref.actor.use_kl_loss", "algorithm.use_kl_in_reward"])
+def test_either_kl_term_brings_the_reference(key: str) -> None:
+    assert compose_config([f"{key}=true"]).has_reference
+
+
+def test_algorithm_groups_give_way_to_overrides() -> None:
+    dr_grpo = compose_config(["algorithm=dr_grpo"])
+    assert dr_grpo.actor_rollout_ref.actor.loss_agg_mode == "seq-mean-token-sum-norm"
+    assert not dr_grpo.algorithm.norm_adv_by_std_in_grpo
+    changed = compose_config(["algorithm=grpo", "actor_rollout_ref.actor.loss_agg_mode=token-mean"])
+    assert changed.actor_rollout_ref.actor.loss_agg_mode == "token-mean"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_passes_its_checks(recipe: str) -> None:
+    config = compose_config([f"recipe={recipe}", MODEL])
+    assert not BatchMath.from_config(config).problems()
+
+
+def test_every_recipe_script_runs_a_recipe_that_exists() -> None:
+    scripts = list((PROJECT / "recipes").glob("*_*.sh"))
+    named = {
+        word.removeprefix("recipe=")
+        for file in scripts
+        for word in file.read_text().split()
+        if word.startswith("recipe=")
+    }
+    assert len(scripts) >= 4
+    assert named == set(RECIPES)
+
+
+def test_the_output_folder_carries_date_and_time() -> None:
+    folder = Path(compose_config().trainer.default_local_dir)
+    assert folder.parts[0] == "outputs"
+    assert len(folder.parts) == 3
+    assert folder.parts[1].count("-") == 2

@@ -1,0 +1,119 @@
+"""The rollout engine sleeps and wakes without changing what it says, and its memory really goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ranks import run_ranks
+from tests.tiny_model import save_tiny_model
+
+PROMPTS = [[1, 4, 13, 6, 14, 11, 13, 7], [1, 5, 5, 13]]
+MIB = 1 << 20
+CACHE_MIB = 256
+
+
+def _engine(model_path: str) -> Any:
+    from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
+    from rlhf_npu.engines.rollout import RolloutEngine
+    from rlhf_npu.platform import CPU
+
+    data = DataConfig(
+        train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=16, max_response_length=24
+    )
+    config = RolloutConfig(n=1, kv_cache_memory_gb=CACHE_MIB / 1024, log_prob_micro_batch_size_per_device=1)
+    return RolloutEngine(ModelConfig(path=model_path, dtype="float32"), config, data, CPU, [2])
+
+
+def _sleep_cycles(model_path: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    from rlhf_npu.platform import resident_bytes
+
+    engine = _engine(model_path)
+    weights = dict(AutoModelForCausalLM.from_pretrained(model_path).named_parameters())
+    texts, resident = [], []
+    for level in (1, 2, 1, 2):
+        texts.append(engine.generate(PROMPTS, n=1, seed=0, temperature=0.0))
+        _touch_cache(engine)
+        awake = resident_bytes()
+        engine.sleep(level)
+        resident.append((awake, resident_bytes()))
+        engine.wake_up(["weights"])
+        if level == 2:
+            engine.load_weights(weights.items())
+        engine.wake_up(["kv_cache"])
+    texts.append(engine.generate(PROMPTS, n=1, seed=0, temperature=0.0))
+    return texts, resident
+
+
+def _touch_cache(engine: Any) -> None:
+    """Make every page of the KV cache resident, as a long run would."""
+    for cache in engine.llm.llm_engine.model_executor.driver_worker.model_runner.kv_caches:
+        cache.fill_(0)
+
+
+def test_generations_are_identical_before_sleep_and_after_wake(tmp_path: Path) -> None:
+    ((texts, resident),) = run_ranks(1, _sleep_cycles, str(save_tiny_model(tmp_path / "model")))
+    assert len(texts[0][0][0].token_ids) > 4
+    assert all(text == texts[0] for text in texts)
+    for awake, asleep in resident:
+        assert awake - asleep > 0.95 * CACHE_MIB * MIB
+
+
+def _seeds(model_path: str) -> Any:
+    import torch
+
+    engine = _engine(model_path)
+    torch.manual_seed(5)
+    first, again, other = (engine.generate(PROMPTS, n=3, seed=seed) for seed in (7, 7, 8))
+    drawn = torch.rand(1).item()
+    torch.manual_seed(5)
+    return first, again, other, drawn == torch.rand(1).item()
+
+
+def test_a_seed_fixes_the_responses_and_leaves_the_trainers_generator_alone(tmp_path: Path) -> None:
+    ((first, again, other, undisturbed),) = run_ranks(1, _seeds, str(save_tiny_model(tmp_path / "model")))
+    assert first == again
+    assert first != other
+    assert undisturbed
+    for choices in first:
+        assert len({choice.token_ids for choice in choices}) > 1
+        for choice in choices:
+            assert choice.finished == (choice.token_ids[-1] == 2)
+            assert len(choice.log_probs) == len(choice.token_ids)
+            assert all(log_prob <= 0 for log_prob in choice.log_probs)
+
+
+def _wake_without_sleep(model_path: str) -> Any:
+    engine = _engine(model_path)
+    before = engine.generate(PROMPTS, n=1, seed=0, temperature=0.0)
+    engine.sleep(1)
+    engine.sleep(1)
+    engine.wake_up(["weights"])
+    engine.wake_up(["weights"])
+    engine.wake_up(["kv_cache"])
+    engine.wake_up(["kv_cache"])
+    return before, engine.generate(PROMPTS, n=1, seed=0, temperature=0.0)
+
+
+def test_sleeping_twice_and_waking_twice_change_nothing(tmp_path: Path) -> None:
+    ((before, after),) = run_ranks(1, _wake_without_sleep, str(save_tiny_model(tmp_path / "model")))
+    assert before == after
+
+
+@pytest.mark.parametrize("step", [0, 1, 5, 9, 10])
+def test_learning_rate_schedule(step: int) -> None:
+    import math
+
+    from rlhf_npu.config import OptimConfig
+    from rlhf_npu.engines.trainer_engine import lr_factor
+
+    cosine = OptimConfig(lr=1.0, lr_scheduler_type="cosine", lr_warmup_steps=1, min_lr_ratio=0.1)
+    done = (step - 1) / 9
+    expected = 0.5 if step == 0 else 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
+    assert lr_factor(step, cosine, total=10) == pytest.approx(expected)
+    constant = OptimConfig(lr=1.0)
+    assert lr_factor(step, constant, total=10) == 1.0

@@ -1,0 +1,237 @@
+"""`python -m rlhf_npu.main_ppo` as a user runs it: real Ray, DeepSpeed and vLLM on the digit task."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+SMALL = (
+    "data.train_batch_size=16",
+    "data.val_max_samples=32",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_device=8",
+    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_device=32",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_device=32",
+    "critic.ppo_micro_batch_size_per_device=8",
+)
+
+
+def command(output: Path, *overrides: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "rlhf_npu.main_ppo",
+        f"trainer.default_local_dir={output}",
+        *SMALL,
+        *overrides,
+    ]
+
+
+def run(output: Path, *overrides: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(output, *overrides), capture_output=True, text=True, timeout=280, cwd=cwd, check=False
+    )
+
+
+def metrics_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def log_of(output: Path) -> str:
+    return "\n".join(path.read_text()[-3000:] for path in sorted((output / "logs").glob("*.log")))
+
+
+def shared_memory() -> set[str]:
+    return set(os.listdir("/dev/shm"))
+
+
+def test_twenty_cycles_of_ppo(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    before = shared_memory()
+    result = run(
+        output,
+        "trainer.total_training_steps=20",
+        "trainer.test_freq=10",
+        # One optimizer step on each batch: ppo_kl of every step is then that of unchanged weights.
+        "actor_rollout_ref.actor.ppo_mini_batch_size=16",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_device=16",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr + log_of(output)
+    steps = metrics_of(output)
+    assert [step["step"] for step in steps] == list(range(21))
+    assert [step["step"] for step in steps if "val-core/digit_sequence/reward/mean@1" in step] == [0, 10, 20]
+    first, trained = steps[1], steps[1:]
+    assert abs(first["actor/ppo_kl"]) < 1e-6
+    assert max(step["rollout_corr/logp_diff_max"] for step in trained) < 1e-3
+    assert all(step["reshard/version"] == step["step"] for step in trained)
+    assert all(step["memory_asleep/weights/mapped_gb"] == 0 for step in trained)
+    assert all(step["memory_asleep/kv_cache/mapped_gb"] == 0 for step in trained)
+    assert all(step["memory_awake/kv_cache/mapped_gb"] > 0.1 for step in trained)
+    assert {"gen", "sleep", "wake_up", "reshard", "update_actor", "update_critic"} <= {
+        name.removeprefix("timing_s/") for name in first if name.startswith("timing_s/")
+    }
+    resident = [step["memory_awake/resident_gb"] for step in trained]
+    assert resident[-1] < 1.02 * resident[2], f"resident memory grows: {resident}"
+    _check_output_folder(output)
+    assert "Where the time went" in result.stdout
+    assert "step 20/20" in result.stdout
+    assert shared_memory() <= before
+
+
+def _check_output_folder(output: Path) -> None:
+    assert (output / "config.yaml").stat().st_size > 500
+    assert (output / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert list((output / "tensorboard").glob("events.out.tfevents.*"))
+    rollouts = [json.loads(line) for path in (output / "rollouts").iterdir() for line in path.open()]
+    assert len(rollouts) == 20 * 16 * 4
+    assert {"prompt", "response", "ground_truth", "score", "step"} <= set(rollouts[0])
+    assert not list(output.rglob("*.partial"))
+    policy = AutoModelForCausalLM.from_pretrained(output / "model")
+    tokenizer = AutoTokenizer.from_pretrained(output / "model")
+    prompt = tokenizer("1,3:8,4", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.isfinite(policy(prompt.input_ids).logits).all()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (
+            "algorithm.adv_estimator=grpo",
+            "actor_rollout_ref.rollout.tensor_model_parallel_size=2",
+            "actor_rollout_ref.actor.zero_stage=3",
+            "actor_rollout_ref.actor.use_kl_loss=true",
+            "actor_rollout_ref.ref.zero_stage=3",
+            "actor_rollout_ref.rollout.sleep_level=2",
+        ),
+        (
+            "algorithm.use_kl_in_reward=true",
+            "algorithm.kl_ctrl.type=adaptive",
+            "actor_rollout_ref.model.dtype=bfloat16",
+            "actor_rollout_ref.actor.zero_stage=1",
+            "actor_rollout_ref.actor.ppo_epochs=2",
+            "actor_rollout_ref.actor.entropy_coeff=0.01",
+            "actor_rollout_ref.actor.optim.lr_scheduler_type=cosine",
+            "actor_rollout_ref.model.enable_gradient_checkpointing=true",
+            "trainer.critic_warmup=1",
+            "trainer.save_freq=1",
+        ),
+    ],
+    ids=["grpo-tp2-zero3-level2", "ppo-kl-bf16"],
+)
+def test_other_ways_to_run(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    output = tmp_path / "run"
+    before = shared_memory()
+    result = run(output, "trainer.total_training_steps=3", *overrides)
+    assert result.returncode == 0, result.stdout + result.stderr + log_of(output)
+    steps = metrics_of(output)
+    assert steps[-1]["reshard/version"] == 3
+    tolerance = 0.2 if "actor_rollout_ref.model.dtype=bfloat16" in overrides else 1e-3
+    assert all(step["rollout_corr/logp_diff_max"] < tolerance for step in steps[1:])
+    if "algorithm.use_kl_in_reward=true" in overrides:
+        assert abs(steps[1]["actor/reward_kl_penalty"]) < 1e-6
+        assert "actor/pg_loss" not in steps[1]
+        assert (output / "model_step_1").is_dir()
+    assert shared_memory() <= before
+
+
+BROKEN_REWARD = """
+def nan(response, finished, sample):
+    return float("nan")
+
+def crash(response, finished, sample):
+    raise KeyError("answer")
+"""
+
+
+@pytest.mark.parametrize(("function", "words"), [("nan", "nan"), ("crash", "KeyError")])
+def test_a_broken_reward_function_ends_the_run_and_says_why(
+    tmp_path: Path, function: str, words: str
+) -> None:
+    (tmp_path / "rewards.py").write_text(BROKEN_REWARD)
+    result = run(
+        tmp_path / "run",
+        f"reward.function={tmp_path}/rewards.py:{function}",
+        "trainer.val_before_train=false",
+    )
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert "digit_sequence" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("actor_rollout_ref.model.path=/nowhere/model", ["/nowhere/model", "does not exist"]),
+        ("data.train_files=[/nowhere/train.jsonl]", ["/nowhere/train.jsonl"]),
+        ("trainer.n_devices_per_node=512", ["trainer.n_devices_per_node=512"]),
+        ("trainer.device=npu", ["trainer.device=npu"]),
+        (
+            "actor_rollout_ref.rollout.tensor_model_parallel_size=3",
+            ["tensor_model_parallel_size=3", "divide"],
+        ),
+        ("data.train_batch_size=1008", ["data.train_batch_size=1008", "prompts"]),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    tmp_path: Path, override: str, words: list[str]
+) -> None:
+    batch = ["data.train_batch_size=512", "actor_rollout_ref.actor.ppo_mini_batch_size=512"]
+    devices = batch if override == "trainer.n_devices_per_node=512" else []
+    result = run(tmp_path / "run", *devices, override, cwd=tmp_path)
+    assert result.returncode == 2, result.stdout + result.stderr
+    for word in words:
+        assert word in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    before = shared_memory()
+    process = subprocess.Popen(
+        command(
+            output,
+            "actor_rollout_ref.rollout.tensor_model_parallel_size=2",
+            "trainer.total_training_steps=500",
+        ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    _wait_for_steps(output, process, steps=3)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert "interrupted" in printed
+    _, alive = psutil.wait_procs(family, timeout=15)
+    assert alive == []
+    assert shared_memory() <= before
+    assert not list(output.rglob("*.partial"))
+    assert len(metrics_of(output)) >= 3
+
+
+def _wait_for_steps(output: Path, process: subprocess.Popen[str], steps: int) -> None:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        if (output / "metrics.jsonl").exists() and len(metrics_of(output)) > steps:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"no {steps} steps within 200 s: {log_of(output)}")

@@ -1,0 +1,134 @@
+"""A mini-batch's gradient is one number: it does not depend on micro-batches, on ranks, or on the ZeRO stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from rlhf_npu.config import ActorConfig, CriticConfig, ModelConfig, OptimConfig
+from tests.ranks import run_ranks
+from tests.tiny_model import save_tiny_model
+
+SEQUENCES, PROMPT, RESPONSE = 16, 5, 9
+ACTOR = ActorConfig(
+    ppo_mini_batch_size=SEQUENCES,
+    ppo_micro_batch_size_per_device=1,
+    zero_stage=0,
+    entropy_coeff=0.01,
+    use_kl_loss=True,
+    kl_loss_coef=0.1,
+    optim=OptimConfig(lr=1e-3),
+)
+CRITIC = CriticConfig(ppo_micro_batch_size_per_device=1, zero_stage=0, optim=OptimConfig(lr=1e-3))
+Gradients = dict[str, torch.Tensor]
+
+
+def _batch() -> TensorDict:
+    """Ragged prompts and responses; ratios, advantages and values that reach every branch of the losses."""
+    generator = torch.Generator().manual_seed(3)
+
+    def lengths(most: int) -> torch.Tensor:
+        return torch.randint(1, most + 1, (SEQUENCES, 1), generator=generator)
+
+    def noise(scale: float) -> torch.Tensor:
+        return torch.randn(SEQUENCES, RESPONSE, generator=generator) * scale
+
+    return TensorDict(
+        {
+            "prompts": torch.randint(3, 15, (SEQUENCES, PROMPT), generator=generator),
+            "prompt_mask": (torch.arange(PROMPT)[None] >= PROMPT - lengths(PROMPT)).float(),
+            "responses": torch.randint(3, 15, (SEQUENCES, RESPONSE), generator=generator),
+            "response_mask": (torch.arange(RESPONSE)[None] < lengths(RESPONSE)).float(),
+            "old_log_probs": noise(0.5) - 2.7,
+            "ref_log_probs": noise(0.5) - 2.7,
+            "advantages": noise(1.0),
+            "values": noise(0.5),
+            "returns": noise(1.0),
+        },
+        batch_size=[SEQUENCES],
+    )
+
+
+def _gradients(model_path: str, cuts: list[tuple[int, int]], loss_agg_mode: str) -> list[Gradients]:
+    """Gradients of the actor and of the critic for each (ZeRO stage, micro-batch size)."""
+    import torch.distributed as dist
+
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    share = SEQUENCES // world_size
+    mine = _batch()[rank * share : (rank + 1) * share]
+    results = []
+    for stage, micro_size in cuts:
+        results.append(
+            _actor_gradients(model_path, mine, stage, micro_size, loss_agg_mode)
+            | _critic_gradients(model_path, mine, stage, micro_size, loss_agg_mode)
+        )
+    return results
+
+
+def _actor_gradients(path: str, batch: TensorDict, stage: int, micro_size: int, mode: str) -> Gradients:
+    from rlhf_npu.engines.models import load_policy
+    from rlhf_npu.workers.policy import PolicyTrainer
+
+    engine = _engine(load_policy(ModelConfig(path=path, dtype="float32")), stage)
+    trainer = PolicyTrainer(engine, replace(ACTOR, loss_agg_mode=mode), temperature=0.8, horizon=RESPONSE)
+    return _accumulated(engine, trainer._loss, batch, micro_size, "actor")
+
+
+def _critic_gradients(path: str, batch: TensorDict, stage: int, micro_size: int, mode: str) -> Gradients:
+    from rlhf_npu.engines.models import load_critic
+    from rlhf_npu.workers.critic import CriticTrainer
+
+    critic = load_critic(ModelConfig(path=path, dtype="float32"))
+    torch.nn.init.constant_(critic.value_head.weight, 0.05)
+    engine = _engine(critic, stage)
+    trainer = CriticTrainer(engine, replace(CRITIC, loss_agg_mode=mode), horizon=RESPONSE)
+    return _accumulated(engine, trainer._loss, batch, micro_size, "critic")
+
+
+def _engine(module: torch.nn.Module, stage: int) -> Any:
+    from rlhf_npu.engines.trainer_engine import TrainerEngine
+    from rlhf_npu.platform import CPU
+
+    return TrainerEngine(
+        module,
+        OptimConfig(lr=1e-3),
+        zero_stage=stage,
+        dtype="float32",
+        grad_clip=1.0,
+        optimizer_steps=1,
+        platform=CPU,
+    )
+
+
+def _accumulated(engine: Any, loss: Any, batch: TensorDict, micro_size: int, name: str) -> Gradients:
+    from functools import partial
+
+    from deepspeed.utils import safe_get_full_grad
+
+    from rlhf_npu.workers.mini_batches import mini_batch_totals
+
+    totals = mini_batch_totals(batch, RESPONSE)
+    engine.accumulate(batch, micro_size, partial(loss, totals=totals))
+    gradients = {}
+    for parameter_name, parameter in engine.module.named_parameters():
+        gradient = parameter.grad if parameter.grad is not None else safe_get_full_grad(parameter)
+        gradients[f"{name}.{parameter_name}"] = gradient.clone()
+    engine.close()
+    return gradients
+
+
+@pytest.mark.parametrize("loss_agg_mode", ["token-mean", "seq-mean-token-mean"])
+def test_gradients_do_not_depend_on_the_cut(tmp_path: Path, loss_agg_mode: str) -> None:
+    folder = str(save_tiny_model(tmp_path / "model"))
+    ((whole, *pieces),) = run_ranks(1, _gradients, folder, [(0, SEQUENCES), (0, 1), (2, 4)], loss_agg_mode)
+    two_ranks = run_ranks(2, _gradients, folder, [(0, 2), (1, 8), (2, 1), (3, 4)], loss_agg_mode)
+    assert all(gradient.abs().max() > 1e-5 for gradient in whole.values())
+    for gradients in [*pieces, *two_ranks[0], *two_ranks[1]]:
+        assert gradients.keys() == whole.keys()
+        for name, expected in whole.items():
+            torch.testing.assert_close(gradients[name], expected, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
