@@ -91,9 +91,7 @@ def library_path() -> Path:
     for suffix in EXTENSION_SUFFIXES:
         if (path := folder / f"_sleep_pool{suffix}").is_file():
             return path
-    raise errors.HookError(
-        f"{folder} has no compiled _sleep_pool: install the package again, which compiles it"
-    )
+    raise errors.HookError(f"{folder} has no compiled _sleep_pool: install the package again, which compiles it")
 
 
 @cache
@@ -134,9 +132,7 @@ def names(tags: list[str]) -> ctypes.Array[c_char_p]:
 def _last_error() -> errors.SleepPoolError:
     record = NativeError()
     library().sleep_pool_last_error(byref(record))
-    tag, phase, reason = (
-        field.decode(errors="replace") for field in (record.tag, record.phase, record.message)
-    )
+    tag, phase, reason = (field.decode(errors="replace") for field in (record.tag, record.phase, record.message))
     kind = _ERRORS[record.code]
     parts = {"tag": tag, "phase": phase, "pointer": record.pointer, "size": record.bytes, "reason": reason}
     message = _message(record, tag, phase, reason)
@@ -150,9 +146,7 @@ def _message(record: NativeError, tag: str, phase: str, reason: str) -> str:
     if record.bytes:
         text += f" [{record.bytes} bytes" + (f" at {record.pointer:#x}]" if record.pointer else "]")
     if record.needed:
-        text += (
-            f"; {record.needed} bytes needed, {record.free} free: put another tag to sleep, then call again"
-        )
+        text += f"; {record.needed} bytes needed, {record.free} free: put another tag to sleep, then call again"
     elif record.code == 7:
         text += "; the pool is as the driver's calls left it: the same call again does what is left"
     return text

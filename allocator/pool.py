@@ -92,9 +92,7 @@ class SleepPool:
         self.namespace = namespace
         self._library = native.library()
         self._pool = ctypes.c_void_p()
-        native.check(
-            self._library.sleep_pool_open(kind.encode(), index, namespace.encode(), ctypes.byref(self._pool))
-        )
+        native.check(self._library.sleep_pool_open(kind.encode(), index, namespace.encode(), ctypes.byref(self._pool)))
 
     @classmethod
     def get(cls, device: str | torch.device, namespace: str = "default") -> SleepPool:
@@ -217,9 +215,7 @@ class SleepPool:
     def memory_info(self) -> MemoryInfo:
         """Free and total memory of the device."""
         free, total = ctypes.c_uint64(), ctypes.c_uint64()
-        native.check(
-            self._library.sleep_pool_memory_info(self._pool, ctypes.byref(free), ctypes.byref(total))
-        )
+        native.check(self._library.sleep_pool_memory_info(self._pool, ctypes.byref(free), ctypes.byref(total)))
         return MemoryInfo(free=free.value, total=total.value)
 
     def prepare_host(self, tag: str = "weights") -> None:
@@ -252,9 +248,7 @@ class SleepPool:
             InvalidArgumentError: not positive.
         """
         if capacity is not None and capacity <= 0:
-            raise InvalidArgumentError(
-                f"capacity is {capacity}, want bytes > 0 or None", phase="set_capacity"
-            )
+            raise InvalidArgumentError(f"capacity is {capacity}, want bytes > 0 or None", phase="set_capacity")
         native.check(self._library.sleep_pool_set_capacity(self._pool, capacity or 0))
 
     def inject_fault(self, call: str, nth: int) -> None:
@@ -285,9 +279,7 @@ os.register_at_fork(after_in_child=SleepPool.forget_parent)
 def _parse_device(device: str) -> tuple[str, int]:
     kind, _, index = device.partition(":")
     if not kind or (index and not index.isdecimal()):
-        raise InvalidArgumentError(
-            f"device {device!r} is not a device such as 'cpu' or 'npu:0'", phase="open"
-        )
+        raise InvalidArgumentError(f"device {device!r} is not a device such as 'cpu' or 'npu:0'", phase="open")
     return kind, _CPU_INDEX if kind == "cpu" else int(index or 0)
 
 
@@ -301,9 +293,7 @@ def _level(level: int | None) -> int:
     if level is None:
         return 1
     if isinstance(level, bool) or level not in (1, 2):
-        raise InvalidArgumentError(
-            f"level is {level!r}, want 1 (offload weights) or 2 (discard all)", phase="sleep"
-        )
+        raise InvalidArgumentError(f"level is {level!r}, want 1 (offload weights) or 2 (discard all)", phase="sleep")
     return int(level)
 
 

@@ -110,9 +110,7 @@ def _compile(flags: list[str], torch_folder: Path, built: Path) -> None:
         ]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
-            raise HookBuildError(
-                f"compiling the CPU hook failed: {' '.join(command)}\n{result.stderr[-4000:]}"
-            )
+            raise HookBuildError(f"compiling the CPU hook failed: {' '.join(command)}\n{result.stderr[-4000:]}")
         output.replace(built)
 
 
@@ -124,9 +122,7 @@ def _compiler() -> list[str]:
     for candidate in ("c++", "g++", "clang++"):
         if shutil.which(candidate):
             return [candidate]
-    raise HookBuildError(
-        "no C++ compiler for the CPU hook: install g++ (Debian: apt-get install g++) or set CXX"
-    )
+    raise HookBuildError("no C++ compiler for the CPU hook: install g++ (Debian: apt-get install g++) or set CXX")
 
 
 def _install_cpu_hook() -> ctypes.PyDLL:
@@ -145,10 +141,6 @@ def _register(hook: ctypes.PyDLL) -> None:
     addresses = [ctypes.cast(library[name], ctypes.c_void_p) for name in _POOL_FUNCTIONS]
     outcome = hook.sleep_pool_torch_install((ctypes.c_void_p * len(addresses))(*addresses))
     if outcome == 1:
-        raise HookError(
-            "torch's present CPU allocator has no raw deleter, so the pool cannot stand in front of it"
-        )
+        raise HookError("torch's present CPU allocator has no raw deleter, so the pool cannot stand in front of it")
     if outcome != 0:
-        raise HookError(
-            "a CPU allocator of higher priority is registered with torch: regions would catch nothing"
-        )
+        raise HookError("a CPU allocator of higher priority is registered with torch: regions would catch nothing")

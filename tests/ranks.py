@@ -6,14 +6,15 @@ import multiprocessing
 import os
 import pickle
 import queue
+import socket
 import traceback
 import uuid
 from collections.abc import Callable
 from typing import Any
 
-
 from rlhf_npu.platform import CPU
-from rlhf_npu.workers.environment import Rank, free_port, remove_shared_memory, static_environment
+from rlhf_npu.workers.environment import Rank, free_port, static_environment
+from rlhf_npu.workers.shared_memory import WorkerProcess, remove_segments, segments_of
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds: int = 280) -> list[Any]:
@@ -26,20 +27,22 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds
     for place in places:
         environment = static_environment(place, CPU, run_id)
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        with _environment(environment):
+        with _Environment(environment):
             process = context.Process(target=_run, args=(results, place.rank, function, args))
             process.start()
         processes.append(process)
     try:
         return _collect(results, world_size, seconds)
     finally:
+        here = socket.gethostname()
+        segments = segments_of(WorkerProcess(here, process.pid or 0) for process in processes)
         for process in processes:
             process.kill()
             process.join()
-        remove_shared_memory(run_id)
+        remove_segments(run_id, segments)
 
 
-class _environment:
+class _Environment:
     def __init__(self, variables: dict[str, str]) -> None:
         self._variables = variables
 
@@ -59,7 +62,7 @@ def _run(results: Any, rank: int, function: Callable[..., Any], args: tuple[Any,
         deepspeed.init_distributed(dist_backend="gloo")
         # As bytes: multiprocessing would share tensors' memory with a process that is about to end.
         results.put((rank, pickle.dumps(function(*args)), None))
-    except Exception:
+    except Exception:  # noqa: BLE001  # whatever it is, the test shows it
         results.put((rank, None, traceback.format_exc()))
 
 

@@ -51,8 +51,7 @@ def gae(inputs: AdvantageInputs, config: AlgorithmConfig) -> Advantages:
         raise ValueError("gae needs the critic's values; use grpo where there is no critic")
     order = torch.argsort(inputs.response_mask == 0, dim=1, stable=True)
     tokens, rewards, values = (
-        tensor.gather(1, order)
-        for tensor in (inputs.response_mask != 0, inputs.token_level_rewards, inputs.values)
+        tensor.gather(1, order) for tensor in (inputs.response_mask != 0, inputs.token_level_rewards, inputs.values)
     )
     rewards, values = rewards.masked_fill(~tokens, 0), values.masked_fill(~tokens, 0)
     deltas = rewards + config.gamma * pad(values[:, 1:], (0, 1)) - values

@@ -59,9 +59,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(values, mask) / (mask != 0).sum().clamp(min=1)
 
 
-def masked_whiten(
-    values: Tensor, mask: Tensor, shift_mean: bool = True, all_reduce: AllReduce = identity
-) -> Tensor:
+def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, all_reduce: AllReduce = identity) -> Tensor:
     """Scale response tokens to variance 1 and, with `shift_mean`, to mean 0, over all ranks.
 
     The variance is the population's, from deviations (two passes), and 1e-8 is added to it: equal values

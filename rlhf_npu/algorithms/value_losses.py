@@ -28,18 +28,14 @@ def clipped_value_loss(vpreds: Tensor, old_values: Tensor, returns: Tensor, clip
 
 
 @torch.no_grad()
-def explained_variance(
-    values: Tensor, returns: Tensor, mask: Tensor, all_reduce: AllReduce = identity
-) -> float:
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, all_reduce: AllReduce = identity) -> float:
     """1 - Var(returns - values) / Var(returns) over all ranks' response tokens; tensors are (B, T).
 
     1 is a perfect critic, 0 is no better than a constant, and below 0 is worse. 0 where the returns do not
     vary.
     """
     count = all_reduce((mask != 0).sum().to(returns)).clamp(min=1)
-    unexplained, total = (
-        _squared_deviations(x, mask, count, all_reduce) for x in (returns - values, returns)
-    )
+    unexplained, total = (_squared_deviations(x, mask, count, all_reduce) for x in (returns - values, returns))
     return 1 - float(unexplained / total) if total > 0 else 0.0
 
 

@@ -44,9 +44,7 @@ class ActorConfig(ConfigNode):
     entropy_coeff: float = key("weight of the entropy bonus", 0.0, within=Range(at_least=-1, at_most=1))
     use_kl_loss: bool = key("add KL against the reference to the loss", False)
     kl_loss_coef: float = key("weight of that KL", 0.001, within=NOT_NEGATIVE)
-    kl_loss_type: str = key(
-        "its estimator", "k3", choices=KL_ESTIMATOR_NAMES, elsewhere=KL_ESTIMATORS_ELSEWHERE
-    )
+    kl_loss_type: str = key("its estimator", "k3", choices=KL_ESTIMATOR_NAMES, elsewhere=KL_ESTIMATORS_ELSEWHERE)
     grad_clip: float = key("gradient norm at most", 1.0, within=POSITIVE)
     zero_stage: int = key("DeepSpeed ZeRO stage", choices=ZERO_STAGES)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -60,9 +58,7 @@ class ActorConfig(ConfigNode):
 class RefConfig(ConfigNode):
     """The frozen reference; built only if a KL term is on."""
 
-    log_prob_micro_batch_size_per_device: int = key(
-        "SEQUENCES a forward pass, on one device", within=AT_LEAST_ONE
-    )
+    log_prob_micro_batch_size_per_device: int = key("SEQUENCES a forward pass, on one device", within=AT_LEAST_ONE)
     zero_stage: int = key("0 = whole on each device, 3 = sharded", 0, choices=(0, 3))
 
 

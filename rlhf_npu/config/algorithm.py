@@ -32,7 +32,5 @@ class AlgorithmConfig(ConfigNode):
     norm_adv_by_std_in_grpo: bool = key("divide by the group's standard deviation; false = Dr. GRPO", True)
     whiten_advantages: bool = key("GAE: mean 0 and variance 1 over the batch's response tokens", True)
     use_kl_in_reward: bool = key("subtract KL against the reference from token rewards", False)
-    kl_penalty: str = key(
-        "estimator of that KL", "k1", choices=KL_ESTIMATOR_NAMES, elsewhere=KL_ESTIMATORS_ELSEWHERE
-    )
+    kl_penalty: str = key("estimator of that KL", "k1", choices=KL_ESTIMATOR_NAMES, elsewhere=KL_ESTIMATORS_ELSEWHERE)
     kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)

@@ -54,15 +54,22 @@ def run_from_command_line(config_name: str, job: Callable[[PPOConfig], None]) ->
 
 
 def _read_arguments() -> tuple[list[str], list[Path]]:
-    """The overrides, and the folders in which Hydra looks for YAML files and groups."""
-    arguments = get_args_parser().parse_args()
+    """The overrides, and the folders in which Hydra looks for YAML files and groups.
+
+    Puts `sys.argv` in the order that Hydra can parse: flags, then overrides. A recipe's overrides come
+    before what the user adds, which may be flags.
+    """
+    arguments = get_args_parser().parse_intermixed_args()
+    overrides = list(arguments.overrides)
+    flags = [word for word in sys.argv[1:] if word not in overrides]
     primary = config_folder()
     if arguments.config_path and not arguments.config_path.startswith("pkg://"):
         # Hydra takes a relative path from the folder of the calling file; a user means the current one.
         primary = Path(arguments.config_path).absolute()
-        sys.argv += ["--config-path", str(primary)]
+        flags += ["--config-path", str(primary)]
+    sys.argv[1:] = [*flags, *overrides]
     extra = [Path(arguments.config_dir).absolute()] if arguments.config_dir else []
-    return list(arguments.overrides), [primary, *extra]
+    return overrides, [primary, *extra]
 
 
 def _set_environment(name: str, value: str | None) -> None:

@@ -51,9 +51,7 @@ def compose_config(overrides: Sequence[str] = (), config_name: str = "ppo") -> P
 def checked(composed: DictConfig) -> PPOConfig:
     """Turns Hydra's result into the dataclass, checks it and freezes it."""
     unknown = [unknown_key(key) for key in _leaf_keys(OmegaConf.to_container(composed)) if not is_known(key)]
-    unset = [
-        f"{key}=???: has no value; --help says what it means" for key in OmegaConf.missing_keys(composed)
-    ]
+    unset = [f"{key}=???: has no value; --help says what it means" for key in OmegaConf.missing_keys(composed)]
     if unknown or unset:
         raise ConfigError(problem_list([*unknown, *sorted(unset)]))
     config = OmegaConf.to_object(composed)

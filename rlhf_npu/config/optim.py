@@ -13,9 +13,7 @@ class OptimConfig(ConfigNode):
     """AdamW (Loshchilov and Hutter 2019) with warm-up; the schedule counts optimizer steps."""
 
     lr: float = key("learning rate at its highest", within=POSITIVE)
-    betas: list[float] = key(
-        "AdamW's decay rates of both moments", [0.9, 0.999], within=Range(at_least=0, below=1)
-    )
+    betas: list[float] = key("AdamW's decay rates of both moments", [0.9, 0.999], within=Range(at_least=0, below=1))
     eps: float = key("AdamW's epsilon", 1e-8, within=POSITIVE)
     weight_decay: float = key("decoupled weight decay", 0.0, within=NOT_NEGATIVE)
     lr_scheduler_type: str = key("shape after warm-up", "constant", choices=("constant", "linear", "cosine"))

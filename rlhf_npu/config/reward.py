@@ -25,6 +25,5 @@ class RewardConfig(ConfigNode):
             yield Problem(
                 "function",
                 self.function,
-                f"must be one of {', '.join(BUILTIN_REWARDS)}, or path/to/file.py:name, "
-                f"or package.module:name{hint}",
+                f"must be one of {', '.join(BUILTIN_REWARDS)}, or path/to/file.py:name, or package.module:name{hint}",
             )

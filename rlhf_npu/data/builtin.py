@@ -63,9 +63,7 @@ def resolve(path: str) -> str:
 
 def cache_folder() -> Path:
     """Where prepared tasks are kept."""
-    return (
-        Path(os.environ.get("RLHF_NPU_CACHE") or Path.home() / ".cache" / "rlhf_npu").expanduser().absolute()
-    )
+    return Path(os.environ.get("RLHF_NPU_CACHE") or Path.home() / ".cache" / "rlhf_npu").expanduser().absolute()
 
 
 def _names() -> list[str]:

@@ -9,8 +9,6 @@ are our own.
 import json
 import os
 import random
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,8 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rlhf_npu.data.atomic_folder import atomic_folder
 
 DATA_SOURCE = "digit_sequence"
 MODULI = range(5, 10)
@@ -70,9 +70,9 @@ class WarmStart:
     """
 
     batch_size: int = 64
-    rule_steps: int = 220
+    rule_steps: int = 300
     rule_learning_rate: float = 2e-3
-    habit_steps: int = 40
+    habit_steps: int = 20
     habit_learning_rate: float = 5e-4
     warmup_steps: int = 20
     slip: float = 0.75
@@ -132,9 +132,7 @@ def model_config() -> LlamaConfig:
     )
 
 
-def weak_policy(
-    train: list[DigitSequence], seed: int = 0, warm_start: WarmStart | None = None
-) -> LlamaForCausalLM:
+def weak_policy(train: list[DigitSequence], seed: int = 0, warm_start: WarmStart | None = None) -> LlamaForCausalLM:
     """Train the weak policy from random weights on one thread; the same seed gives the same weights."""
     plan = warm_start or WarmStart()
     rng = random.Random(seed)
@@ -150,21 +148,13 @@ def weak_policy(
 
 def prepare(folder: str | os.PathLike[str], seed: int = 0) -> Path:
     """Write `model/` (Hugging Face format), `train.jsonl` and `val.jsonl` into `folder`, or nothing."""
-    target = Path(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        train, val = sequences(seed)
+    train, val = sequences(seed)
+    with atomic_folder(folder) as staging:
         weak_policy(train, seed).save_pretrained(staging / "model")
         build_tokenizer().save_pretrained(staging / "model")
         _write_records(staging / "train.jsonl", "train", train)
         _write_records(staging / "val.jsonl", "val", val)
-        shutil.rmtree(target, ignore_errors=True)
-        staging.rename(target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    return target
+    return Path(folder)
 
 
 def _demonstrate(question: DigitSequence, step: int, plan: WarmStart, rng: random.Random) -> str:

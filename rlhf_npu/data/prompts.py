@@ -77,9 +77,7 @@ class _Prompt:
     extra_info: dict[str, Any]
 
 
-def load_prompts(
-    files: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: DataConfig
-) -> PromptDataset:
+def load_prompts(files: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> PromptDataset:
     """Load, check and tokenize prompts.
 
     A record has the prompt under `config.prompt_key`, `data_source`, `reward_model.ground_truth` and, if
@@ -93,9 +91,7 @@ def load_prompts(
             long and neither skipped nor truncated; nothing is left. Names the file and the line or row,
             from 1.
     """
-    prompts = [
-        _check(*record, tokenizer, config.prompt_key) for file in files for record in _records(Path(file))
-    ]
+    prompts = [_check(*record, tokenizer, config.prompt_key) for file in files for record in _records(Path(file))]
     if not prompts:
         raise DataError(f"{', '.join(files)}: no prompts; a file needs at least one record")
     limit = config.max_prompt_length
@@ -119,9 +115,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
         return _parquet_records(path)
     if path.suffix in (".jsonl", ".json"):
         return _json_records(path)
-    raise DataError(
-        f"{path}: cannot read {path.suffix or 'a file without a suffix'}; use .parquet, .jsonl or .json"
-    )
+    raise DataError(f"{path}: cannot read {path.suffix or 'a file without a suffix'}; use .parquet, .jsonl or .json")
 
 
 def _parquet_records(path: Path) -> Iterator[tuple[str, Any]]:
@@ -203,14 +197,10 @@ def _tokenize(prompts: list[_Prompt], tokenizer: PreTrainedTokenizerBase) -> lis
     """Token ids of each prompt. A chat template writes its special tokens itself."""
     rows: list[list[int]] = []
     for is_chat, run in groupby(prompts, key=lambda prompt: prompt.is_chat):
-        rows += tokenizer([prompt.text for prompt in run], add_special_tokens=not is_chat, verbose=False)[
-            "input_ids"
-        ]
+        rows += tokenizer([prompt.text for prompt in run], add_special_tokens=not is_chat, verbose=False)["input_ids"]
     for prompt, ids in zip(prompts, rows, strict=True):
         if not ids:
-            raise DataError(
-                f"{prompt.location}: the prompt {prompt.text!r} has no tokens; it needs at least one"
-            )
+            raise DataError(f"{prompt.location}: the prompt {prompt.text!r} has no tokens; it needs at least one")
     return rows
 
 

@@ -43,7 +43,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         raise ModelError(f"the tokenizer in {model.path!r} has no EOS token; responses could never finish")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def stop_token_ids(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -74,7 +74,7 @@ class ValueModel(torch.nn.Module):
     def forward(self, **inputs: Any) -> torch.Tensor:
         """Values (B, T) of the positions of `input_ids` (B, T)."""
         hidden = self.trunk(**inputs, use_cache=False).last_hidden_state
-        return self.value_head(hidden).squeeze(-1)  # type: ignore[no-any-return]
+        return self.value_head(hidden).squeeze(-1)
 
 
 def load_critic(model: ModelConfig) -> ValueModel:

@@ -52,10 +52,10 @@ class RolloutEngine:
         self.llm = _build_llm(model, rollout, data, platform)
 
     @property
-    def module(self) -> torch.nn.Module:
-        """This rank's shard of the model that generates."""
+    def module(self) -> Any:
+        """This rank's shard of the model that generates: a vLLM module."""
         worker = self.llm.llm_engine.model_executor.driver_worker
-        return worker.get_model()  # type: ignore[no-any-return]
+        return worker.get_model()
 
     def generate(
         self, prompts: Sequence[Sequence[int]], n: int, seed: int, temperature: float | None = None
@@ -106,7 +106,7 @@ class RolloutEngine:
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Overwrite parameters in place from (Hugging Face name, full tensor) pairs."""
-        self.module.load_weights(weights)  # type: ignore[operator]
+        self.module.load_weights(weights)
 
     def shutdown(self) -> None:
         """Stop the engine and free what it holds."""
@@ -118,9 +118,7 @@ def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, pla
 
     on_cpu = platform.name == "cpu"
     sleep: dict[str, Any] = (
-        {"worker_cls": "rlhf_npu.engines.sleep_worker.SleepCPUWorker"}
-        if on_cpu
-        else {"enable_sleep_mode": True}
+        {"worker_cls": "rlhf_npu.engines.sleep_worker.SleepCPUWorker"} if on_cpu else {"enable_sleep_mode": True}
     )
     if rollout.kv_cache_memory_gb is not None:
         sleep["kv_cache_memory_bytes"] = int(rollout.kv_cache_memory_gb * GIB)
@@ -144,9 +142,7 @@ def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, pla
 
 
 def _completion(choice: Any) -> Completion:
-    log_probs = tuple(
-        step[token].logprob for token, step in zip(choice.token_ids, choice.logprobs, strict=True)
-    )
+    log_probs = tuple(step[token].logprob for token, step in zip(choice.token_ids, choice.logprobs, strict=True))
     return Completion(tuple(choice.token_ids), log_probs, finished=choice.finish_reason == "stop")
 
 

@@ -20,7 +20,7 @@ WEIGHTS = "weights"
 KV_CACHE = "kv_cache"
 
 
-class SleepCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM's classes are untyped to mypy
+class SleepCPUWorker(CPUWorker):
     """A CPU worker that sleeps; named to vLLM through `worker_cls`."""
 
     def init_device(self) -> None:

@@ -64,7 +64,7 @@ class TrainerEngine:
     @property
     def module(self) -> torch.nn.Module:
         """The model; under ZeRO-3 its parameters are partitioned between uses."""
-        return self.engine.module  # type: ignore[no-any-return]
+        return self.engine.module
 
     @property
     def lr(self) -> float:
@@ -140,9 +140,7 @@ class InferenceEngine:
         if zero_stage == 3:
             import deepspeed
 
-            self.module, *_ = deepspeed.initialize(
-                model=self.module, config=_deepspeed_config(module, 3, dtype, 0.0)
-            )
+            self.module, *_ = deepspeed.initialize(model=self.module, config=_deepspeed_config(module, 3, dtype, 0.0))
 
     @torch.no_grad()
     def infer(
@@ -173,9 +171,7 @@ def reduce_sums(sums: Sums, device: torch.device) -> dict[str, float]:
     return dict(zip(names, values.tolist(), strict=True))
 
 
-def _deepspeed_config(
-    module: torch.nn.Module, zero_stage: int, dtype: str, grad_clip: float
-) -> dict[str, Any]:
+def _deepspeed_config(module: torch.nn.Module, zero_stage: int, dtype: str, grad_clip: float) -> dict[str, Any]:
     elements = sum(p.numel() for p in module.parameters())
     # DeepSpeed's buffers are as large as its buckets, and its buckets must be even.
     largest_bucket = min(LARGEST_BUCKET, elements + elements % 2)

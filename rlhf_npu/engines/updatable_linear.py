@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from vllm.model_executor.layers import utils as vllm_layers
 
@@ -15,6 +17,6 @@ def keep_linear_weights() -> None:
     vllm_layers.dispatch_cpu_unquantized_gemm = _dispatch_to_parameter
 
 
-def _dispatch_to_parameter(layer: torch.nn.Module, remove_weight: bool) -> None:
+def _dispatch_to_parameter(layer: Any, remove_weight: bool) -> None:
     del remove_weight  # the parameter is the only copy
     layer.cpu_linear = torch.nn.functional.linear

@@ -7,6 +7,7 @@ fusing q, k and v does not change it, and the shards of a tensor-parallel layer 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ def _is_sharded(module: torch.nn.Module, name: str) -> bool:
     return isinstance(module, ColumnParallelLinear | VocabParallelEmbedding)
 
 
-def _owned_qkv(layer: torch.nn.Module, weight: torch.Tensor, tp_rank: int) -> Iterator[torch.Tensor]:
+def _owned_qkv(layer: Any, weight: torch.Tensor, tp_rank: int) -> Iterator[torch.Tensor]:
     queries = layer.num_heads * layer.head_size
     yield weight[:queries]
     if tp_rank % layer.num_kv_head_replicas == 0:

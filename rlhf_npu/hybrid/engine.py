@@ -37,9 +37,7 @@ class HybridEngine:
     starts over from the first phase, and each of them is idempotent.
     """
 
-    def __init__(
-        self, rollout: RolloutEngine, resharder: Resharder, sleep_level: int, platform: Platform
-    ) -> None:
+    def __init__(self, rollout: RolloutEngine, resharder: Resharder, sleep_level: int, platform: Platform) -> None:
         self._rollout = rollout
         self._resharder = resharder
         self._sleep_level = sleep_level
@@ -48,7 +46,7 @@ class HybridEngine:
         self._actions: dict[Action, Callable[[Phase], ReshardReport | None]] = {
             Action.SLEEP: self._sleep,
             Action.WAKE_UP: self._wake_up,
-            Action.RESHARD: self._reshard,
+            Action.RESHARD: lambda _: self._resharder.reshard(),
         }
 
     def to_train(self) -> SwitchReport:
@@ -93,6 +91,3 @@ class HybridEngine:
     def _wake_up(self, phase: Phase) -> None:
         self._platform.empty_cache()
         self._rollout.wake_up(list(phase.tags))
-
-    def _reshard(self, phase: Phase) -> ReshardReport:
-        return self._resharder.reshard()

@@ -103,4 +103,4 @@ def _gathered(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[No
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(parameters)  # type: ignore[no-any-return]
+    return deepspeed.zero.GatheredParameters(parameters)

@@ -47,13 +47,9 @@ class CheckedReward:
         try:
             reward = self._function(response, finished, sample)
         except Exception as error:
-            raise RewardError(
-                f"{self._where(response, sample)} raised {type(error).__name__}: {error}"
-            ) from error
+            raise RewardError(f"{self._where(response, sample)} raised {type(error).__name__}: {error}") from error
         if not isinstance(reward, numbers.Real) or not math.isfinite(reward):
-            raise RewardError(
-                f"{self._where(response, sample)} returned {reward!r}; it must return a finite number"
-            )
+            raise RewardError(f"{self._where(response, sample)} returned {reward!r}; it must return a finite number")
         return float(reward)
 
     def _where(self, response: str, sample: PromptSample) -> str:
@@ -74,8 +70,7 @@ def load_reward(config: RewardConfig) -> RewardFunction:
     module, _, attribute = BUILTIN_REWARDS.get(name, name).rpartition(":")
     if not module or not attribute:
         raise RewardError(
-            f"reward.function={name}: must be {', '.join(BUILTIN_REWARDS)}, "
-            "path/to/file.py:name or package.module:name"
+            f"reward.function={name}: must be {', '.join(BUILTIN_REWARDS)}, path/to/file.py:name or package.module:name"
         )
     function = getattr(_load_module(name, module), attribute, None)
     if not callable(function):
@@ -90,17 +85,13 @@ def _load_module(name: str, module: str) -> ModuleType:
     except RewardError:
         raise
     except Exception as error:
-        raise RewardError(
-            f"reward.function={name}: cannot import {module}: {type(error).__name__}: {error}"
-        ) from error
+        raise RewardError(f"reward.function={name}: cannot import {module}: {type(error).__name__}: {error}") from error
 
 
 def _load_file(name: str, path: Path) -> ModuleType:
     path = path.expanduser().absolute()
     if not path.is_file():
-        raise RewardError(
-            f"reward.function={name}: {path} is no file; name an existing one as path/to/file.py:name"
-        )
+        raise RewardError(f"reward.function={name}: {path} is no file; name an existing one as path/to/file.py:name")
     # The file's own classes must be found again by name when they are pickled.
     module_name = f"rlhf_npu_reward_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(module_name, path)

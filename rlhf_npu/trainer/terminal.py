@@ -14,8 +14,8 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
-from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
 from rlhf_npu.trainer.metrics import Metrics
@@ -69,9 +69,7 @@ class Terminal:
         """Say what takes long now, with a spinner where there is a terminal."""
         self.console.print(f"[dim]{what} ...[/dim]")
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(
-            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
-        ) as bar:
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
             bar.add_task(what, total=None)
             yield
 
@@ -80,12 +78,8 @@ class Terminal:
         if step > 0:
             self._progress.start()
             self._progress.update(self._task, completed=step)
-        shown = [
-            f"{label} {pattern.format(metrics[name])}" for label, name, pattern in LINE if name in metrics
-        ]
-        held_out = [
-            f"[bold]{name} {metrics[name]:.3f}[/bold]" for name in metrics if name.startswith(VALIDATION)
-        ]
+        shown = [f"{label} {pattern.format(metrics[name])}" for label, name, pattern in LINE if name in metrics]
+        held_out = [f"[bold]{name} {metrics[name]:.3f}[/bold]" for name in metrics if name.startswith(VALIDATION)]
         self.console.print(f"step {step}/{self._total_steps}  " + "  ".join(shown + held_out), soft_wrap=True)
 
     def close(self) -> None:
@@ -111,9 +105,7 @@ class Terminal:
         self.console.print(self.time_table(history))
         for name, values in _curves(history).items():
             self.console.print(f"{name}: {values[0]:.3f} -> {values[-1]:.3f} (best {max(values):.3f})")
-        self.console.print(
-            f"{self._total_steps} steps in {seconds:.0f} s; results in {output}", soft_wrap=True
-        )
+        self.console.print(f"{self._total_steps} steps in {seconds:.0f} s; results in {output}", soft_wrap=True)
 
 
 def _seconds(metrics: Metrics, parts: Sequence[str]) -> float:

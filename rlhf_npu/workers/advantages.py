@@ -27,9 +27,7 @@ def add_token_rewards(batch: TensorDict, config: AlgorithmConfig, kl_coef: float
         return {}
     kl = KL_ESTIMATORS[config.kl_penalty](batch["old_log_probs"], batch["ref_log_probs"]) * mask
     batch["token_level_rewards"] = penalize_kl(batch["token_level_rewards"], kl, mask, kl_coef)
-    total, sequences = all_reduce_sum(
-        torch.stack([kl.sum(), kl.new_tensor(float(len(kl)))]).double()
-    ).tolist()
+    total, sequences = all_reduce_sum(torch.stack([kl.sum(), kl.new_tensor(float(len(kl)))]).double()).tolist()
     return {"actor/reward_kl_penalty": total / sequences, "actor/reward_kl_penalty_coeff": kl_coef}
 
 

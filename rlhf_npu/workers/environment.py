@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import socket
 import sys
@@ -58,9 +57,3 @@ def log_to(path: Path) -> None:
         stream.flush()
         os.dup2(file, stream.fileno())
     os.close(file)
-
-
-def remove_shared_memory(run_id: str) -> None:
-    """Remove what the workers of a run left in this machine's shared memory."""
-    for path in glob.glob(f"/dev/shm/*{run_id}*"):
-        os.unlink(path)

@@ -6,6 +6,7 @@ Rollouts stay here. The driver sees per-sample scalars and metrics, never tokens
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from rlhf_npu.workers.environment import Rank, free_port, log_to
 from rlhf_npu.workers.mismatch import mismatch_over_ranks
 from rlhf_npu.workers.rollout_batch import build_batch
 from rlhf_npu.workers.scoring import write_responses
+from rlhf_npu.workers.shared_memory import WorkerProcess
 from rlhf_npu.workers.tenants import Tenants, build_tenants
 
 MIB = 1 << 20
@@ -55,6 +57,10 @@ class HybridWorker:
         self._prompts: Sequence[PromptSample] = ()
         self._completions: list[list[Completion]] = []
         self._batch: TensorDict
+
+    def process(self) -> WorkerProcess:
+        """This process, for the driver to clean up after."""
+        return WorkerProcess(socket.gethostname(), os.getpid())
 
     def address(self) -> tuple[str, int]:
         """This node's address and a free port on it, for the ranks to meet at."""

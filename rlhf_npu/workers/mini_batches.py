@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,11 @@ from tensordict import TensorDict
 from rlhf_npu.algorithms.aggregation import BatchTotals
 from rlhf_npu.engines.trainer_engine import MicroLoss, TrainerEngine
 
-LossShare = Callable[[torch.nn.Module, TensorDict, BatchTotals], MicroLoss]
+
+class LossShare(Protocol):
+    """The loss of a micro-batch, as a share of that of the mini-batch whose totals are given."""
+
+    def __call__(self, model: torch.nn.Module, batch: TensorDict, totals: BatchTotals) -> MicroLoss: ...
 
 
 def train_epochs(
@@ -29,7 +34,7 @@ def train_epochs(
 
     Args:
         batch: this rank's sequences.
-        loss_share: the loss of a micro-batch, as a share of its mini-batch's.
+        loss_share: a micro-batch's share of the loss.
         mini_batch_size, micro_batch_size: sequences on this rank.
         horizon: tokens of a response at most, for losses normalised by it.
 
@@ -61,9 +66,7 @@ def mini_batches(batch: TensorDict, size: int, epochs: int) -> Iterator[TensorDi
 def mini_batch_totals(mini_batch: TensorDict, horizon: int) -> BatchTotals:
     """Tokens and sequences of a mini-batch over all ranks, which call this together."""
     mask = mini_batch["response_mask"]
-    totals = all_reduce_sum(
-        torch.stack([mask.sum().double(), mask.new_tensor(len(mask), dtype=torch.float64)])
-    )
+    totals = all_reduce_sum(torch.stack([mask.sum().double(), mask.new_tensor(len(mask), dtype=torch.float64)]))
     return BatchTotals(tokens=float(totals[0]), sequences=float(totals[1]), horizon=horizon)
 
 

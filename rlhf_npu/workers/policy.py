@@ -21,7 +21,7 @@ def response_logits(model: torch.nn.Module, batch: TensorDict) -> torch.Tensor:
     """Logits (B, R, V) that predict each response token of a trimmed batch."""
     width = batch["responses"].shape[1]
     logits = model(**model_inputs(batch), use_cache=False, logits_to_keep=width + 1).logits
-    return logits[:, :-1]  # type: ignore[no-any-return]
+    return logits[:, :-1]
 
 
 def response_log_probs(model: torch.nn.Module, batch: TensorDict, temperature: float) -> torch.Tensor:
@@ -30,9 +30,7 @@ def response_log_probs(model: torch.nn.Module, batch: TensorDict, temperature: f
     The batch is trimmed for the forward pass; the result has the batch's own R.
     """
     micro_batch = trim(batch)
-    log_probs = log_probs_from_logits(
-        response_logits(model, micro_batch), micro_batch["responses"], temperature
-    )
+    log_probs = log_probs_from_logits(response_logits(model, micro_batch), micro_batch["responses"], temperature)
     missing = batch["responses"].shape[1] - log_probs.shape[1]
     return torch.nn.functional.pad(log_probs * micro_batch["response_mask"], (0, missing))
 

@@ -23,9 +23,7 @@ def build_batch(
         prompts (B, P) and responses (B, R) int64; prompt_mask (B, P) and response_mask (B, R) float32;
         rollout_log_probs (B, R) float32; group_ids (B,) int64, the index of the prompt in its data set.
     """
-    rows = [
-        (prompt, choice) for prompt, choices in zip(prompts, completions, strict=True) for choice in choices
-    ]
+    rows = [(prompt, choice) for prompt, choices in zip(prompts, completions, strict=True) for choice in choices]
     prompt_ids = [prompt.prompt_ids for prompt, _ in rows]
     response_ids = [choice.token_ids for _, choice in rows]
     return TensorDict(
@@ -62,11 +60,7 @@ def trim(batch: TensorDict) -> TensorDict:
 def _trim_tensor(key: str, tensor: torch.Tensor, prompt_width: int, response_width: int) -> torch.Tensor:
     if tensor.ndim == 1:
         return tensor
-    return (
-        tensor[:, tensor.shape[1] - prompt_width :]
-        if key.startswith("prompt")
-        else tensor[:, :response_width]
-    )
+    return tensor[:, tensor.shape[1] - prompt_width :] if key.startswith("prompt") else tensor[:, :response_width]
 
 
 def _pad(rows: Sequence[Sequence], value: float, dtype: torch.dtype, left: bool = False) -> torch.Tensor:

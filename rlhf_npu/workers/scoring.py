@@ -67,7 +67,5 @@ def write_responses(responses: Sequence[ScoredResponse], path: Path) -> None:
     """Write JSON lines; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(
-        "".join(json.dumps(asdict(response), ensure_ascii=False) + "\n" for response in responses)
-    )
+    partial.write_text("".join(json.dumps(asdict(response), ensure_ascii=False) + "\n" for response in responses))
     partial.rename(path)

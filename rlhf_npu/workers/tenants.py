@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_npu.config import ModelConfig, OptimConfig, PPOConfig
+from rlhf_npu.config import PPOConfig
 from rlhf_npu.engines.models import load_critic, load_policy, load_tokenizer, stop_token_ids
 from rlhf_npu.engines.rollout import RolloutEngine
 from rlhf_npu.engines.trainer_engine import InferenceEngine, TrainerEngine
@@ -82,7 +82,5 @@ def _build_critic(config: PPOConfig, platform: Platform, optimizer_steps: int) -
 
 def _build_reference(config: PPOConfig, platform: Platform) -> Reference:
     model, ref = config.actor_rollout_ref.model, config.actor_rollout_ref.ref
-    engine = InferenceEngine(
-        load_policy(model), zero_stage=ref.zero_stage, dtype=model.dtype, platform=platform
-    )
+    engine = InferenceEngine(load_policy(model), zero_stage=ref.zero_stage, dtype=model.dtype, platform=platform)
     return Reference(engine, ref, config.actor_rollout_ref.rollout.temperature)

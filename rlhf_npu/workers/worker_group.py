@@ -15,8 +15,9 @@ from rlhf_npu.config import PPOConfig
 from rlhf_npu.data.prompts import PromptSample
 from rlhf_npu.errors import DeviceError, RlhfNpuError, WorkerError
 from rlhf_npu.platform import Platform
-from rlhf_npu.workers.environment import Rank, remove_shared_memory, static_environment
+from rlhf_npu.workers.environment import Rank, static_environment
 from rlhf_npu.workers.hybrid_worker import HybridWorker
+from rlhf_npu.workers.shared_memory import WorkerProcess, remove_segments, segments_of
 
 CLOSE_SECONDS = 10
 
@@ -35,6 +36,7 @@ class WorkerGroup:
         self._tensor_parallel = config.actor_rollout_ref.rollout.tensor_model_parallel_size
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
+        self._processes: list[WorkerProcess] = []
 
     @property
     def world_size(self) -> int:
@@ -51,6 +53,7 @@ class WorkerGroup:
 
     def start(self, optimizer_steps: tuple[int, int]) -> None:
         """Build the engines on every rank."""
+        self._processes = self.call("process")
         address, port = self._results([self._actors[0].address.remote()])[0]
         self.call("start", address, port, optimizer_steps)
 
@@ -76,12 +79,13 @@ class WorkerGroup:
         if graceful:
             closing = [actor.close.remote() for actor in self._actors]
             ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
+        segments = segments_of(self._processes)
         for actor in self._actors:
             ray.kill(actor)
         if self._group is not None:
             remove_placement_group(self._group)
         self._actors, self._group = [], None
-        remove_shared_memory(self._run_id)
+        remove_segments(self._run_id, segments)
 
     def _reserve_devices(self) -> PlacementGroup:
         trainer, resource = self._config.trainer, self._platform.ray_resource
@@ -121,7 +125,7 @@ class WorkerGroup:
         while pending:
             done, pending = ray.wait(pending, num_returns=1)
             self._result(done[0], calls.index(done[0]))
-        return ray.get(calls)  # type: ignore[no-any-return]
+        return ray.get(calls)
 
     def _result(self, call: Any, rank: int) -> Any:
         log = self._output / "logs" / f"worker_{rank}.log"

@@ -32,9 +32,7 @@ def test_processes_that_start_together_compile_once(
 ) -> None:
     compiler = _script(tmp_path / "compiler", f'#!/bin/sh\necho run >> {tmp_path}/log\nexec c++ "$@"\n')
     monkeypatch.setenv("CXX", compiler)
-    processes = [
-        multiprocessing.get_context("fork").Process(target=torch_hooks.build_cpu_hook) for _ in range(4)
-    ]
+    processes = [multiprocessing.get_context("fork").Process(target=torch_hooks.build_cpu_hook) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
@@ -55,12 +53,8 @@ def test_no_compiler_says_what_to_install(empty_cache: Path, monkeypatch: pytest
         torch_hooks.build_cpu_hook()
 
 
-def test_a_compiler_that_fails_is_quoted(
-    empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(
-        "CXX", _script(tmp_path / "compiler", "#!/bin/sh\necho broken pipe dream >&2\nexit 1\n")
-    )
+def test_a_compiler_that_fails_is_quoted(empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", _script(tmp_path / "compiler", "#!/bin/sh\necho broken pipe dream >&2\nexit 1\n"))
     with pytest.raises(HookBuildError, match="broken pipe dream"):
         torch_hooks.build_cpu_hook()
     assert not list(empty_cache.glob("*.so"))

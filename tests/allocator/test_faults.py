@@ -106,9 +106,7 @@ def test_a_failed_sleep_is_undone_by_waking(tenants: Tenants, call: str) -> None
 
 
 @pytest.mark.parametrize("call", SLEEP_CALLS)
-def test_what_a_failed_sleep_left_awake_is_used_and_sleeps_with_its_new_content(
-    tenants: Tenants, call: str
-) -> None:
+def test_what_a_failed_sleep_left_awake_is_used_and_sleeps_with_its_new_content(tenants: Tenants, call: str) -> None:
     pool = tenants.pool
     for _ in _faults(pool, call, pool.sleep):
         if not pool.stats()["weights"].is_asleep:

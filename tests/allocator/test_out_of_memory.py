@@ -11,9 +11,7 @@ from allocator import OutOfMemoryError, SleepPool
 MIB = 1 << 20
 
 
-def test_torch_sees_an_out_of_memory_error_and_goes_on(
-    pool: SleepPool, held: Callable[[], dict[str, int]]
-) -> None:
+def test_torch_sees_an_out_of_memory_error_and_goes_on(pool: SleepPool, held: Callable[[], dict[str, int]]) -> None:
     pool.set_capacity(16 * MIB)
     with pool.region("weights"):
         first = torch.ones(3 * MIB)

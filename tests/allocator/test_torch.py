@@ -140,9 +140,7 @@ def test_saving_and_pickling(pool: SleepPool, tensor: torch.Tensor, tmp_path: Pa
     del pooled
 
 
-def test_sharing_memory_with_processes_takes_a_tensor_out_of_the_pool(
-    pool: SleepPool, tensor: torch.Tensor
-) -> None:
+def test_sharing_memory_with_processes_takes_a_tensor_out_of_the_pool(pool: SleepPool, tensor: torch.Tensor) -> None:
     tensor.share_memory_()
     assert _live(pool) == 0
     pool.sleep(level=2)

@@ -79,10 +79,11 @@ def test_the_full_traceback_is_there_for_the_asking(folder: Path) -> None:
 
 
 def test_cfg_job_prints_yaml_with_the_overrides_in_it(folder: Path) -> None:
-    result = run(folder, "--cfg", "job", "actor_rollout_ref.rollout.n=8")
+    result = run(folder, "trainer.seed=7", "--cfg", "job", "actor_rollout_ref.rollout.n=8")
     assert result.returncode == 0
     shown = yaml.safe_load(result.stdout)
     assert shown["actor_rollout_ref"]["rollout"]["n"] == 8
+    assert shown["trainer"]["seed"] == 7
     assert shown["algorithm"]["lam"] == 1.0
     assert "hydra" not in shown
 

@@ -40,9 +40,7 @@ def reads_reported_by_mypy(folder: Path) -> Iterator[tuple[str, str]]:
         "--no-error-summary",
         "--no-pretty",
     ]
-    result = subprocess.run(
-        [*command, *options, "rlhf_npu"], cwd=folder, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([*command, *options, "rlhf_npu"], cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stdout + result.stderr
     for match in filter(None, map(READ.match, result.stdout.splitlines())):
         if Path(match["file"]).parent.name != "config":

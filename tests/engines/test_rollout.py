@@ -20,9 +20,7 @@ def _engine(model_path: str) -> Any:
     from rlhf_npu.engines.rollout import RolloutEngine
     from rlhf_npu.platform import CPU
 
-    data = DataConfig(
-        train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=16, max_response_length=24
-    )
+    data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=16, max_response_length=24)
     config = RolloutConfig(n=1, kv_cache_memory_gb=CACHE_MIB / 1024, log_prob_micro_batch_size_per_device=1)
     return RolloutEngine(ModelConfig(path=model_path, dtype="float32"), config, data, CPU, [2])
 

@@ -21,9 +21,7 @@ def _train_and_reshard(model_path: str, dtype: str, tensor_parallel: int, zero_s
     from rlhf_npu.hybrid.reshard import Resharder
     from rlhf_npu.platform import CPU
 
-    data = DataConfig(
-        train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=16, max_response_length=8
-    )
+    data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=16, max_response_length=8)
     model = ModelConfig(path=model_path, dtype=dtype)
     config = RolloutConfig(
         n=1,
@@ -118,9 +116,7 @@ def _reshard_with_a_lost_update(model_path: str) -> str:
     from rlhf_npu.hybrid.reshard import Resharder
     from rlhf_npu.platform import CPU
 
-    data = DataConfig(
-        train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=16, max_response_length=8
-    )
+    data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=16, max_response_length=8)
     model = ModelConfig(path=model_path, dtype="float32")
     config = RolloutConfig(n=1, kv_cache_memory_gb=0.05, log_prob_micro_batch_size_per_device=1)
     rollout = RolloutEngine(model, config, data, CPU, [2])

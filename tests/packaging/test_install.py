@@ -78,17 +78,13 @@ def test_the_wheel_states_python_versions_license_and_extras(wheel: Path) -> Non
     assert {"cpu", "cuda", "npu", "dev"} <= extras
 
 
-def test_an_installed_package_composes_its_configuration_from_any_folder(
-    installed: Path, tmp_path: Path
-) -> None:
+def test_an_installed_package_composes_its_configuration_from_any_folder(installed: Path, tmp_path: Path) -> None:
     program = (
         "import rlhf_npu.config.compose as c;"
         "print(c.config_folder());"
         "print(c.compose_config(['algorithm=dr_grpo']).algorithm.adv_estimator)"
     )
-    folder, estimator = run(
-        sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(installed)
-    ).splitlines()
+    folder, estimator = run(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(installed)).splitlines()
     assert folder == str(installed / "rlhf_npu" / "configs")
     assert estimator == "grpo"
 

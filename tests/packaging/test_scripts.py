@@ -16,9 +16,7 @@ SHELL = [*(PROJECT / "scripts").glob("*.sh"), *(PROJECT / "recipes").glob("*.sh"
 
 def bash(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     variables = os.environ | environment
-    return subprocess.run(
-        ["bash", *command], cwd=cwd, env=variables, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(["bash", *command], cwd=cwd, env=variables, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -45,26 +43,22 @@ def test_every_script_is_valid_and_stops_at_the_first_failure(script: Path) -> N
         assert "set -euo pipefail" in script.read_text()
 
 
-def test_set_up_runs_once_and_again_when_the_lock_changes(checkout: Path, tmp_path: Path) -> None:
+def test_set_up_does_only_what_changed(checkout: Path, tmp_path: Path) -> None:
     setup = str(checkout / "scripts" / "setup.sh")
     first = bash(setup, cwd=tmp_path, PYTHON=sys.executable)
     assert first.returncode == 0, first.stderr
     assert "making .venv" in first.stdout
     assert bash(setup, cwd=tmp_path, PYTHON=sys.executable).stdout == ""
-    (checkout / "requirements" / "cpu.lock").write_text("# changed == changed\n")
     (checkout / ".venv" / "left_over").touch()
-    again = bash(setup, cwd=tmp_path, PYTHON=sys.executable)
-    assert "making .venv" in again.stdout
-    assert not (checkout / ".venv" / "left_over").exists()
-
-
-def test_changed_native_code_is_built_again_without_a_new_environment(checkout: Path) -> None:
-    setup = str(checkout / "scripts" / "setup.sh")
-    bash(setup, cwd=checkout, PYTHON=sys.executable)
     (checkout / "allocator" / "csrc" / "pool.cpp").write_text("// changed\n")
-    again = bash(setup, cwd=checkout, PYTHON=sys.executable)
-    assert "building the native part" in again.stdout
-    assert "making .venv" not in again.stdout
+    native = bash(setup, cwd=tmp_path, PYTHON=sys.executable)
+    assert "building the native part" in native.stdout
+    assert "making .venv" not in native.stdout
+    assert (checkout / ".venv" / "left_over").exists()
+    (checkout / "requirements" / "cpu.lock").write_text("# changed == changed\n")
+    locked = bash(setup, cwd=tmp_path, PYTHON=sys.executable)
+    assert "making .venv" in locked.stdout
+    assert not (checkout / ".venv" / "left_over").exists()
 
 
 def test_an_interrupted_set_up_starts_from_nothing(checkout: Path) -> None:
@@ -87,7 +81,9 @@ def test_a_missing_python_or_lock_is_named(checkout: Path) -> None:
     assert "/nowhere/python3" in no_python.stderr
     assert not (checkout / ".venv").exists()
     no_lock = bash(setup, "nothing", cwd=checkout, PYTHON=sys.executable)
+    assert no_lock.returncode == 1
     assert "there is no requirements/nothing.lock" in no_lock.stderr
+    assert not (checkout / ".venv").exists()
 
 
 def test_recipes_pass_their_arguments_on_from_any_folder(tmp_path: Path) -> None:

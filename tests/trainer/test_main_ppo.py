@@ -16,6 +16,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.ranks import run_ranks
+
 SMALL = (
     "data.train_batch_size=16",
     "data.val_max_samples=32",
@@ -54,7 +56,7 @@ def log_of(output: Path) -> str:
 
 
 def shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))
+    return {path.name for path in Path("/dev/shm").iterdir()}
 
 
 def test_twenty_cycles_of_ppo(tmp_path: Path) -> None:
@@ -99,11 +101,28 @@ def _check_output_folder(output: Path) -> None:
     assert len(rollouts) == 20 * 16 * 4
     assert {"prompt", "response", "ground_truth", "score", "step"} <= set(rollouts[0])
     assert not list(output.rglob("*.partial"))
-    policy = AutoModelForCausalLM.from_pretrained(output / "model")
-    tokenizer = AutoTokenizer.from_pretrained(output / "model")
-    prompt = tokenizer("1,3:8,4", return_tensors="pt")
+    _check_saved_model(output / "model")
+
+
+def _check_saved_model(folder: Path) -> None:
+    policy = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tokenizer("1,3:8,4")["input_ids"]
     with torch.no_grad():
-        assert torch.isfinite(policy(prompt.input_ids).logits).all()
+        log_probs = policy(torch.tensor([text])).logits[0].log_softmax(-1)
+    expected = [log_probs[place, token].item() for place, token in enumerate(text[1:])]
+    ((by_vllm,),) = run_ranks(1, _score_with_vllm, str(folder), text)
+    assert by_vllm == pytest.approx(expected, abs=1e-4)
+
+
+def _score_with_vllm(folder: str, text: list[int]) -> list[list[float]]:
+    from rlhf_npu.config import compose_config
+    from rlhf_npu.engines.rollout import RolloutEngine
+    from rlhf_npu.platform import CPU
+
+    config = compose_config([f"actor_rollout_ref.model.path={folder}"])
+    policy = config.actor_rollout_ref
+    return RolloutEngine(policy.model, policy.rollout, config.data, CPU, [2]).score([text])
 
 
 @pytest.mark.parametrize(
@@ -158,9 +177,7 @@ def crash(response, finished, sample):
 
 
 @pytest.mark.parametrize(("function", "words"), [("nan", "nan"), ("crash", "KeyError")])
-def test_a_broken_reward_function_ends_the_run_and_says_why(
-    tmp_path: Path, function: str, words: str
-) -> None:
+def test_a_broken_reward_function_ends_the_run_and_says_why(tmp_path: Path, function: str, words: str) -> None:
     (tmp_path / "rewards.py").write_text(BROKEN_REWARD)
     result = run(
         tmp_path / "run",
@@ -173,12 +190,20 @@ def test_a_broken_reward_function_ends_the_run_and_says_why(
     assert "Traceback" not in result.stderr
 
 
+SIXTEEN_DEVICES = (
+    "actor_rollout_ref.actor.ppo_mini_batch_size=16",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_device=4",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_device=4",
+    "critic.ppo_micro_batch_size_per_device=4",
+)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
         ("actor_rollout_ref.model.path=/nowhere/model", ["/nowhere/model", "does not exist"]),
         ("data.train_files=[/nowhere/train.jsonl]", ["/nowhere/train.jsonl"]),
-        ("trainer.n_devices_per_node=512", ["trainer.n_devices_per_node=512"]),
+        ("trainer.n_devices_per_node=16", ["trainer.n_devices_per_node=16", "CPU cores"]),
         ("trainer.device=npu", ["trainer.device=npu"]),
         (
             "actor_rollout_ref.rollout.tensor_model_parallel_size=3",
@@ -190,9 +215,7 @@ def test_a_broken_reward_function_ends_the_run_and_says_why(
 def test_what_cannot_work_is_refused_before_anything_is_written(
     tmp_path: Path, override: str, words: list[str]
 ) -> None:
-    batch = ["data.train_batch_size=512", "actor_rollout_ref.actor.ppo_mini_batch_size=512"]
-    devices = batch if override == "trainer.n_devices_per_node=512" else []
-    result = run(tmp_path / "run", *devices, override, cwd=tmp_path)
+    result = run(tmp_path / "run", *SIXTEEN_DEVICES, override, cwd=tmp_path)
     assert result.returncode == 2, result.stdout + result.stderr
     for word in words:
         assert word in " ".join(result.stderr.split())

@@ -131,4 +131,4 @@ def test_gradients_do_not_depend_on_the_cut(tmp_path: Path, loss_agg_mode: str) 
     for gradients in [*pieces, *two_ranks[0], *two_ranks[1]]:
         assert gradients.keys() == whole.keys()
         for name, expected in whole.items():
-            torch.testing.assert_close(gradients[name], expected, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+            assert (gradients[name] - expected).abs().max() < 1e-6, name
