@@ -1,6 +1,10 @@
-"""Fixtures of the pool's tests: a namespace for each test, and the operating system's count of memory."""
+"""Fixtures of the pool's tests: a namespace for each test, and the operating system's count of memory.
+
+The tests run on the CPU, and where torch_npu is installed on an NPU, which may be a simulated one (tests/aclsim).
+"""
 
 import gc
+import importlib.util
 import itertools
 import os
 import subprocess
@@ -14,6 +18,7 @@ import torch
 from allocator import SleepPool
 
 MIB = 1 << 20
+DEVICE = "npu:0" if importlib.util.find_spec("torch_npu") else "cpu"
 _ROOT = Path(__file__).parents[2]
 _numbers = itertools.count()
 
@@ -27,19 +32,22 @@ def _resident_bytes() -> int:
 
 @pytest.fixture
 def resident() -> Callable[[], int]:
-    """Resident memory of this process in bytes, as the kernel counts it."""
+    """Resident memory of this process in bytes, as the kernel counts it: what the CPU's pool moves."""
+    if DEVICE != "cpu":
+        pytest.skip("an NPU's memory is not the process's: tests/aclsim counts it")
     return _resident_bytes
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _device() -> None:
     torch.set_num_threads(1)
+    torch.set_default_device(DEVICE)
 
 
 @pytest.fixture
 def pool() -> Iterator[SleepPool]:
     """An empty pool. At the end no driver call may be left to fail and the device's limit is lifted."""
-    made = SleepPool.get("cpu", namespace=f"test{next(_numbers)}")
+    made = SleepPool.get(DEVICE, namespace=f"test{next(_numbers)}")
     yield made
     made.set_capacity(None)
     made.set_poison(False)

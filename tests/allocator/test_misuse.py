@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from allocator import (
+    DriverError,
     InvalidArgumentError,
     PersistentTagError,
     SleepPool,
@@ -13,6 +14,7 @@ from allocator import (
     TagAsleepError,
     UnknownTagError,
 )
+from tests.allocator.conftest import DEVICE
 
 
 @pytest.fixture
@@ -76,10 +78,16 @@ def test_misuse_changes_nothing(filled: SleepPool, misuse: str) -> None:
     assert filled.driver_calls() == calls
 
 
-@pytest.mark.parametrize("device", ["", "cpu:x", "cuda:0", "npu"])
+@pytest.mark.parametrize("device", ["", "cpu:x", "cuda:0", "xpu"])
 def test_a_device_without_a_driver_is_refused(device: str) -> None:
     with pytest.raises(InvalidArgumentError):
         SleepPool.get(device)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="there is an NPU here, or a simulated one")
+def test_an_npu_without_cann_is_refused_by_what_is_missing() -> None:
+    with pytest.raises(DriverError, match=r"libascendcl.so.*set_env.sh"):
+        SleepPool.get("npu:0")
 
 
 def test_a_tensor_made_for_a_tag_that_fell_asleep_is_an_error(pool: SleepPool) -> None:
