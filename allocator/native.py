@@ -53,6 +53,8 @@ _SIGNATURES: dict[str, list[type]] = {
     "sleep_pool_leave": [c_void_p, c_char_p],
     "sleep_pool_sleep_level": [c_void_p, c_int],
     "sleep_pool_sleep": [c_void_p, _NAMES, c_size_t, _NAMES, c_size_t],
+    "sleep_pool_check_sleep": [c_void_p, _NAMES, c_size_t, _NAMES, c_size_t],
+    "sleep_pool_set_live": [c_void_p, POINTER(c_uint64), POINTER(c_uint64), c_size_t],
     "sleep_pool_wake_up": [c_void_p, _NAMES, c_size_t],
     "sleep_pool_wake_up_all": [c_void_p],
     "sleep_pool_set_persistent": [c_void_p, c_char_p, c_int],

@@ -90,6 +90,8 @@ class SleepPool:
     def __init__(self, kind: str, index: int, namespace: str) -> None:
         self.device = kind if index == _CPU_INDEX else f"{kind}:{index}"
         self.namespace = namespace
+        self._kind, self._index = kind, index
+        self._hook: torch_hooks.Hook | None = None
         self._library = native.library()
         self._pool = ctypes.c_void_p()
         native.check(self._library.sleep_pool_open(kind.encode(), index, namespace.encode(), ctypes.byref(self._pool)))
@@ -130,12 +132,19 @@ class SleepPool:
             InvalidArgumentError: not a name of 1 to 127 bytes.
             HookError: torch's allocations cannot be routed here.
         """
-        torch_hooks.install(self.device)
+        hook = self._hook = self._hook or torch_hooks.make_hook(self._kind, self._index)
+        hook.check()
         native.check(self._library.sleep_pool_enter(self._pool, tag.encode()))
+        try:
+            route = hook.enter(tag)
+        except BaseException:
+            native.check(self._library.sleep_pool_leave(self._pool, tag.encode()))
+            raise
         try:
             yield
         finally:
             native.check(self._library.sleep_pool_leave(self._pool, tag.encode()))
+            hook.leave(route)
 
     def sleep(
         self,
@@ -157,18 +166,33 @@ class SleepPool:
             DriverError: a driver call failed; nothing that is to be offloaded is lost.
         """
         if offload is None and discard is None:
-            native.check(self._library.sleep_pool_sleep_level(self._pool, _level(level)))
+            checked = _level(level)
+            self._settle()
+            native.check(self._library.sleep_pool_sleep_level(self._pool, checked))
         elif level is None:
             self._sleep_tags(_tag_list(offload or ()), _tag_list(discard or ()))
         else:
             raise InvalidArgumentError("sleep takes a level or tags, not both", phase="sleep")
 
     def _sleep_tags(self, offload: list[str], discard: list[str]) -> None:
-        native.check(
-            self._library.sleep_pool_sleep(
-                self._pool, native.names(offload), len(offload), native.names(discard), len(discard)
-            )
-        )
+        arguments = (self._pool, native.names(offload), len(offload), native.names(discard), len(discard))
+        native.check(self._library.sleep_pool_check_sleep(*arguments))
+        self._settle()
+        native.check(self._library.sleep_pool_sleep(*arguments))
+
+    def _settle(self) -> None:
+        """Before a sleep: what torch freed comes back, and the pool knows what lives in the rest."""
+        if self._hook is not None:
+            self._hook.settle()
+        self._refresh_live()
+
+    def _refresh_live(self) -> None:
+        ranges = None if self._hook is None else self._hook.live_ranges()
+        if ranges is None:
+            return
+        addresses = (ctypes.c_uint64 * len(ranges))(*(live.address for live in ranges))
+        sizes = (ctypes.c_uint64 * len(ranges))(*(live.size for live in ranges))
+        native.check(self._library.sleep_pool_set_live(self._pool, addresses, sizes, len(ranges)))
 
     def wake_up(self, tags: Sequence[str] | None = None) -> None:
         """Puts physical memory behind the tags' addresses again and restores what was offloaded.
@@ -206,6 +230,7 @@ class SleepPool:
 
     def stats(self) -> dict[str, TagStats]:
         """Each tag's memory and last phases, in the order the tags were made."""
+        self._refresh_live()
         count = ctypes.c_size_t()
         native.check(self._library.sleep_pool_stats(self._pool, None, 0, ctypes.byref(count)))
         entries = (native.NativeTagStats * count.value)()
@@ -225,6 +250,7 @@ class SleepPool:
             UnknownTagError: no such tag.
             OutOfMemoryError: no host memory.
         """
+        self._settle()
         native.check(self._library.sleep_pool_prepare_host(self._pool, tag.encode()))
 
     def release_host(self) -> int:

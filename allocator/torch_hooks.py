@@ -1,4 +1,7 @@
-"""Routes torch's allocations to the pool: compiles and installs the hook of a device at its first region."""
+"""Routes torch's allocations to the pool: the hook of a device, made at its first region.
+
+The CPU's is here, compiled for the installed torch; an accelerator's is in torch_mem_pool.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,14 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from allocator import native
 from allocator.errors import HookBuildError, HookError
+from allocator.torch_mem_pool import LiveRange, MemPoolHook, Route
 
 _SOURCES = Path(__file__).parent / "csrc"
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
@@ -32,21 +37,64 @@ _lock = threading.Lock()
 _cpu_hook: ctypes.PyDLL | None = None
 
 
-def install(device: str) -> None:
-    """Makes sure that torch's allocations on the device come to the pool.
+class Hook(Protocol):
+    """What a pool asks of torch."""
+
+    def check(self) -> None:
+        """Raises HookError when torch would pass the pool by."""
+
+    def enter(self, tag: str) -> Route | None:
+        """Begins to route this thread's allocations; the pool has opened the tag's region already."""
+
+    def leave(self, route: Route | None) -> None:
+        """Ends what :meth:`enter` began."""
+
+    def settle(self) -> None:
+        """Before a sleep: finishes queued work and returns freed memory to the pool."""
+
+    def live_ranges(self) -> Sequence[LiveRange] | None:
+        """Where tensors live; None when the pool's own allocations say it."""
+
+
+class CpuHook:
+    """Each CPU tensor made in a region is an allocation of the pool's.
 
     Raises:
         HookBuildError: the hook could not be compiled.
-        HookError: torch would pass the pool by.
+        HookError: torch's present allocator cannot be stood in front of.
     """
-    if device != "cpu":
-        raise HookError(f"no torch hook for device {device!r} in this build")
-    hook = _install_cpu_hook() if _cpu_hook is None else _cpu_hook
-    if not hook.sleep_pool_torch_active():
-        raise HookError(
-            "another CPU allocator was registered with torch after the pool's: regions would catch nothing. "
-            "Open the first region after it, or do without it."
-        )
+
+    def __init__(self) -> None:
+        self._hook = _install_cpu_hook() if _cpu_hook is None else _cpu_hook
+
+    def check(self) -> None:
+        if not self._hook.sleep_pool_torch_active():
+            raise HookError(
+                "another CPU allocator was registered with torch after the pool's: regions would catch nothing. "
+                "Open the first region after it, or do without it."
+            )
+
+    def enter(self, tag: str) -> None:
+        """The pool's own region is all there is to it."""
+
+    def leave(self, route: Route | None) -> None:
+        """Nothing to end."""
+
+    def settle(self) -> None:
+        """A CPU tensor is returned when it is freed."""
+
+    def live_ranges(self) -> None:
+        """The pool's own allocations are the tensors."""
+
+
+def make_hook(kind: str, index: int) -> Hook:
+    """The route from torch's allocations on a device to the pool.
+
+    Raises:
+        HookBuildError: the CPU hook could not be compiled.
+        HookError: torch cannot be routed here.
+    """
+    return CpuHook() if kind == "cpu" else MemPoolHook(kind, index)
 
 
 def build_cpu_hook() -> Path:

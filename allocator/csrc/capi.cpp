@@ -132,10 +132,20 @@ Failure find_tag(const Pool& pool, const char* phase, const char* name, Tag** ta
   return make_failure(SLEEP_POOL_UNKNOWN_TAG, phase, name, "no such tag; the pool has: " + known_tags(pool));
 }
 
-Failure find_tags(const Pool& pool, const char* phase, const char* const* names, size_t count, Tags* tags) {
-  for (size_t i = 0; i < count; ++i) {
+struct Names {
+  const char* const* first;
+  size_t count;
+};
+
+struct SleepOrder {
+  Tags offload;
+  Tags discard;
+};
+
+Failure find_tags(const Pool& pool, const char* phase, Names names, Tags* tags) {
+  for (size_t i = 0; i < names.count; ++i) {
     Tag* tag = nullptr;
-    if (Failure failure = find_tag(pool, phase, names[i], &tag)) return failure;
+    if (Failure failure = find_tag(pool, phase, names.first[i], &tag)) return failure;
     if (std::find(tags->begin(), tags->end(), tag) == tags->end()) tags->push_back(tag);
   }
   return nullptr;
@@ -157,6 +167,14 @@ Failure check_disjoint(const Tags& offload, const Tags& discard) {
                         "the tag is named to offload and to discard");
   }
   return nullptr;
+}
+
+Failure read_sleep_order(const Pool& pool, Names offload, Names discard, SleepOrder* order) {
+  if (Failure failure = find_tags(pool, "sleep", offload, &order->offload)) return failure;
+  if (Failure failure = find_tags(pool, "sleep", discard, &order->discard)) return failure;
+  if (Failure failure = check_may_sleep(order->offload)) return failure;
+  if (Failure failure = check_may_sleep(order->discard)) return failure;
+  return check_disjoint(order->offload, order->discard);
 }
 
 Failure sleep_level(Pool& pool, int level) {
@@ -268,24 +286,40 @@ int sleep_pool_sleep_level(sleep_pool* pool, int level) {
   return with_pool(pool, "sleep", [&](Pool& all) { return sleep_level(all, level); });
 }
 
+int sleep_pool_check_sleep(sleep_pool* pool, const char* const* offload, size_t offload_count,
+                           const char* const* discard, size_t discard_count) {
+  return with_pool(pool, "sleep", [&](Pool& all) {
+    SleepOrder order;
+    return read_sleep_order(all, {offload, offload_count}, {discard, discard_count}, &order);
+  });
+}
+
 int sleep_pool_sleep(sleep_pool* pool, const char* const* offload, size_t offload_count,
                      const char* const* discard, size_t discard_count) {
-  return with_pool(pool, "sleep", [&](Pool& all) -> Failure {
-    Tags offloaded;
-    Tags discarded;
-    if (Failure failure = find_tags(all, "sleep", offload, offload_count, &offloaded)) return failure;
-    if (Failure failure = find_tags(all, "sleep", discard, discard_count, &discarded)) return failure;
-    if (Failure failure = check_may_sleep(offloaded)) return failure;
-    if (Failure failure = check_may_sleep(discarded)) return failure;
-    if (Failure failure = check_disjoint(offloaded, discarded)) return failure;
-    return all.sleep(offloaded, discarded);
+  return with_pool(pool, "sleep", [&](Pool& all) {
+    SleepOrder order;
+    Failure failure = read_sleep_order(all, {offload, offload_count}, {discard, discard_count}, &order);
+    return failure ? std::move(failure) : all.sleep(order.offload, order.discard);
+  });
+}
+
+int sleep_pool_set_live(sleep_pool* pool, const uint64_t* addresses, const uint64_t* sizes, size_t count) {
+  return with_pool(pool, "set_live", [&](Pool& all) -> Failure {
+    all.forget_live();
+    for (size_t i = 0; i < count; ++i) {
+      auto* const address = reinterpret_cast<char*>(addresses[i]);
+      allocator::Segment* segment = find_segment(address);
+      const bool ours = segment != nullptr && segment->tag->pool == &all;
+      if (ours && sizes[i] > 0) segment->add_live(address, sizes[i]);
+    }
+    return nullptr;
   });
 }
 
 int sleep_pool_wake_up(sleep_pool* pool, const char* const* names, size_t count) {
   return with_pool(pool, "wake_up", [&](Pool& all) -> Failure {
     Tags tags;
-    if (Failure failure = find_tags(all, "wake_up", names, count, &tags)) return failure;
+    if (Failure failure = find_tags(all, "wake_up", {names, count}, &tags)) return failure;
     return all.wake_up(tags);
   });
 }

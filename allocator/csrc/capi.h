@@ -99,6 +99,15 @@ SLEEP_POOL_API int sleep_pool_owns_host(const void* pointer);
 SLEEP_POOL_API int sleep_pool_sleep_level(sleep_pool* pool, int level);
 SLEEP_POOL_API int sleep_pool_sleep(sleep_pool* pool, const char* const* offload, size_t offload_count,
                                     const char* const* discard, size_t discard_count);
+/* What sleep_pool_sleep would refuse; changes nothing. */
+SLEEP_POOL_API int sleep_pool_check_sleep(sleep_pool* pool, const char* const* offload, size_t offload_count,
+                                          const char* const* discard, size_t discard_count);
+/* For who cuts allocations into smaller ones, as torch's caching allocators do: the ranges that live now. Of an
+ * allocation's segment that holds at least one of them, only they are copied from here on. Ranges outside the pool
+ * are passed over. */
+SLEEP_POOL_API int sleep_pool_set_live(sleep_pool* pool, const uint64_t* addresses, const uint64_t* sizes,
+                                       size_t count);
+
 SLEEP_POOL_API int sleep_pool_wake_up(sleep_pool* pool, const char* const* tags, size_t count);
 SLEEP_POOL_API int sleep_pool_wake_up_all(sleep_pool* pool);
 

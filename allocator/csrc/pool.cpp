@@ -24,7 +24,7 @@ class Stopwatch {
 std::size_t backup_bytes(const Tag& tag) {
   std::size_t bytes = 0;
   for (const auto& [base, segment] : tag.segments) {
-    if (segment->state == State::kActive) bytes += segment->taken_bytes();
+    if (segment->state == State::kActive) bytes += segment->content_bytes();
   }
   return bytes;
 }
@@ -147,6 +147,12 @@ Failure Pool::bury_dying() {
 }
 
 // ---- sleep ------------------------------------------------------
+
+void Pool::forget_live() {
+  for (auto& tag : tags_) {
+    for (auto& [base, segment] : tag->segments) segment->forget_live();
+  }
+}
 
 Failure Pool::sleep(const Tags& offload, const Tags& discard) {
   if (Failure failure = bury_dying()) return failure;
@@ -382,7 +388,7 @@ sleep_pool_tag_stats Pool::stats(const Tag& tag) {
   for (const auto& [base, segment] : tag.segments) {
     const bool held = segment->handle != 0;
     (held ? stats.mapped : stats.asleep) += segment->bytes;
-    if (held) stats.dead += segment->bytes - segment->taken_bytes();
+    if (held) stats.dead += segment->bytes - segment->content_bytes();
     stats.live += segment->live_bytes();
     stats.allocations += segment->allocations();
   }

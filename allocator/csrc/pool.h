@@ -53,6 +53,7 @@ class Pool {
   // move.
   Failure free(Segment& segment, char* pointer);
 
+  void forget_live();
   Failure sleep(const Tags& offload, const Tags& discard);
   Failure wake_up(Tags tags);
   Failure prepare_host(Tag& tag);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <numeric>
 
 namespace allocator {
 
@@ -62,16 +63,31 @@ void Segment::leave_index() {
   index_ = nullptr;
 }
 
+void Segment::add_live(const char* address, std::size_t requested) {
+  const auto offset = static_cast<std::size_t>(address - base);
+  live_[offset] = std::min(round_up(requested, kAlignment), bytes - offset);
+}
+
+std::size_t Segment::content_bytes() const {
+  if (live_.empty()) return taken_bytes_;
+  const auto add = [](std::size_t sum, const auto& range) { return sum + range.second; };
+  return std::accumulate(live_.begin(), live_.end(), std::size_t{0}, add);
+}
+
 std::vector<CopyRun> Segment::live_runs() const {
   std::vector<CopyRun> runs;
-  for (const auto& [offset, block] : blocks_) {
-    if (block.requested == 0) continue;
+  const auto add = [&runs](std::size_t offset, std::size_t length) {
     const bool adjacent = !runs.empty() && runs.back().offset + runs.back().bytes == offset;
     if (adjacent) {
-      runs.back().bytes += block.bytes;
+      runs.back().bytes += length;
     } else {
-      runs.push_back({offset, block.bytes, 0});
+      runs.push_back({offset, length, 0});
     }
+  };
+  for (const auto& [offset, length] : live_) add(offset, length);
+  if (!live_.empty()) return runs;
+  for (const auto& [offset, block] : blocks_) {
+    if (block.requested != 0) add(offset, block.bytes);
   }
   return runs;
 }

@@ -63,10 +63,15 @@ class Segment {
   bool give_back(char* address);
   void leave_index();
 
+  // Where the content of the allocations lies, when who allocated cuts them up himself; without any, all that is
+  // allocated is content.
+  void forget_live() { live_.clear(); }
+  void add_live(const char* address, std::size_t bytes);
+
   bool empty() const { return allocations_ == 0; }
   std::size_t allocations() const { return allocations_; }
   std::size_t live_bytes() const { return live_bytes_; }    // as asked for
-  std::size_t taken_bytes() const { return taken_bytes_; }  // rounded to the alignment
+  std::size_t content_bytes() const;                        // rounded to the alignment
   std::vector<CopyRun> live_runs() const;
 
   Tag* const tag;
@@ -94,6 +99,7 @@ class Segment {
 
   FreeIndex* index_;
   Blocks blocks_;
+  std::map<std::size_t, std::size_t> live_;  // bytes by offset, rounded to the alignment
   std::size_t allocations_ = 0;
   std::size_t live_bytes_ = 0;
   std::size_t taken_bytes_ = 0;
