@@ -1,0 +1,37 @@
+// What tests ask of the simulator: none of this is AscendCL's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+// Runs an operator in order on a simulated stream.
+int aclsim_enqueue(void* stream, std::function<int()> task);
+void aclsim_count_error();
+
+extern "C" {
+
+struct aclsim_stats {
+  std::uint64_t capacity;       // bytes of device memory
+  std::uint64_t used;           // of it, by any call
+  std::uint64_t used_physical;  // by aclrtMallocPhysical
+  std::uint64_t used_malloc;    // by aclrtMalloc and its like
+  std::uint64_t host;           // bytes held by aclrtMallocHost, of the whole process
+  std::uint64_t reserved;       // bytes of addresses, of the whole process
+  std::uint64_t mapped;         // bytes of them with memory behind, of the whole process
+  std::uint64_t errors;         // calls that were refused, and device faults
+  std::uint64_t faults;         // work that touched device addresses without memory behind
+  std::uint64_t undefined;      // copies whose outcome AscendCL leaves open: ends not aligned, or host memory not its own
+  std::uint64_t pending;        // tasks not run yet
+};
+
+void aclsim_get_stats(int device, aclsim_stats* stats);
+void aclsim_set_capacity(int device, std::uint64_t bytes);
+// Makes the nth call from now of a function (or of the task "memcpy" on a stream) fail with a code, once; 0 takes
+// that back.
+void aclsim_fail(const char* call, int nth, int code);
+// How often a function was called, failed calls included.
+std::uint64_t aclsim_calls(const char* call);
+// 1: all of the range is device memory; 0: some of it is a device address without memory; -1: no device address.
+int aclsim_probe(const void* address, std::size_t bytes);
+}
