@@ -16,11 +16,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from allocator import native
 from allocator.errors import HookBuildError, HookError
-from allocator.torch_mem_pool import LiveRange, MemPoolHook, Route
+from allocator.torch_mem_pool import LiveRange, MemPoolHook
 
 _SOURCES = Path(__file__).parent / "csrc"
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
@@ -43,11 +43,11 @@ class Hook(Protocol):
     def check(self) -> None:
         """Raises HookError when torch would pass the pool by."""
 
-    def enter(self, tag: str) -> Route | None:
+    def enter(self, tag: str) -> Any:
         """Begins to route this thread's allocations; the pool has opened the tag's region already."""
 
-    def leave(self, route: Route | None) -> None:
-        """Ends what :meth:`enter` began."""
+    def leave(self, route: Any) -> None:
+        """Ends what :meth:`enter` began, by what it returned."""
 
     def settle(self) -> None:
         """Before a sleep: finishes queued work and returns freed memory to the pool."""
@@ -77,7 +77,7 @@ class CpuHook:
     def enter(self, tag: str) -> None:
         """The pool's own region is all there is to it."""
 
-    def leave(self, route: Route | None) -> None:
+    def leave(self, route: None) -> None:
         """Nothing to end."""
 
     def settle(self) -> None:

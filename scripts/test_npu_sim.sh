@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Tests the sleep pool with the real torch_npu on a simulated AscendCL. Takes pytest's arguments.
+# .venv-npu holds torch_npu alone and sees .venv's packages: importing torch loads torch_npu there, and only there.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+lock=$root/requirements/npu-sim.lock
+venv=$root/.venv-npu
+"$root/scripts/setup.sh" smollm2
+
+if ! cmp --silent "$lock" "$venv/.done"; then
+  echo "test_npu_sim: making .venv-npu"
+  "$root/.venv/bin/python" -m venv --clear --without-pip "$venv"
+  packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  "$root/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$packages/torch_of_venv.pth"
+  "$root/.venv/bin/python" -m pip --python "$venv/bin/python" install --no-deps --disable-pip-version-check -r "$lock"
+  cp "$lock" "$venv/.done"
+fi
+make -s -C "$root/tests/aclsim" PYTHON="$venv/bin/python"
+
+cd "$root"
+for mode in eager lazy; do
+  ACLSIM_STREAM=$mode "$venv/bin/python" -m pytest "${@:-tests/aclsim}"
+done
