@@ -71,16 +71,6 @@ class TrainerEngine:
         """The learning rate of the next optimizer step."""
         return float(self.engine.get_lr()[0])
 
-    @torch.no_grad()
-    def infer(
-        self,
-        batch: TensorDict,
-        micro_size: int,
-        forward: Callable[[torch.nn.Module, TensorDict], torch.Tensor],
-    ) -> torch.Tensor:
-        """`forward` over `batch` in micro-batches of `micro_size` sequences; results are joined along B."""
-        return infer(self.module, batch, micro_size, forward)
-
     def train_mini_batch(
         self,
         mini_batch: TensorDict,
@@ -142,23 +132,15 @@ class InferenceEngine:
 
             self.module, *_ = deepspeed.initialize(model=self.module, config=_deepspeed_config(module, 3, dtype, 0.0))
 
-    @torch.no_grad()
-    def infer(
-        self,
-        batch: TensorDict,
-        micro_size: int,
-        forward: Callable[[torch.nn.Module, TensorDict], torch.Tensor],
-    ) -> torch.Tensor:
-        """`forward` over `batch` in micro-batches of `micro_size` sequences; results are joined along B."""
-        return infer(self.module, batch, micro_size, forward)
 
-
+@torch.no_grad()
 def infer(
     module: torch.nn.Module,
     batch: TensorDict,
     micro_size: int,
     forward: Callable[[torch.nn.Module, TensorDict], torch.Tensor],
 ) -> torch.Tensor:
+    """`forward` over `batch` in micro-batches of `micro_size` sequences; results are joined along B."""
     module.eval()
     return torch.cat([forward(module, micro_batch) for micro_batch in batch.split(micro_size)])
 

@@ -28,6 +28,8 @@ from rlhf_npu.trainer.terminal import Terminal
 from rlhf_npu.trainer.trackers import Trackers
 from rlhf_npu.workers.worker_group import WorkerGroup
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 def train_ppo(config: PPOConfig) -> None:
     """Check all that can be checked, then train; nothing is written before every check has passed.
@@ -148,6 +150,7 @@ def ray_session(config: PPOConfig) -> Iterator[None]:
             include_dashboard=False,
             **quiet,
         )
+    stop_once_on_signals()  # ray.init sets a handler of its own
     try:
         yield
     finally:
@@ -157,11 +160,25 @@ def ray_session(config: PPOConfig) -> Iterator[None]:
 @contextmanager
 def interruptible(terminal: Terminal, output: OutputFolder) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM into an orderly end; what was written so far stays whole."""
-    default = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    stop_once_on_signals()
     try:
         yield
     except KeyboardInterrupt:
         terminal.console.print(f"interrupted; all workers have stopped; results so far are in {output.path}")
         raise SystemExit(130) from None
     finally:
-        signal.signal(signal.SIGTERM, default)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_once_on_signals() -> None:
+    """Raise KeyboardInterrupt on the first Ctrl-C or SIGTERM; further ones would cut the clean-up short."""
+
+    def stop(*_: object) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)

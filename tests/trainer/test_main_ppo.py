@@ -223,7 +223,8 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, stop: signal.Signals) -> None:
     output = tmp_path / "run"
     before = shared_memory()
     process = subprocess.Popen(
@@ -239,7 +240,8 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     )
     _wait_for_steps(output, process, steps=3)
     family = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)
+    # Ctrl-C reaches every process of the terminal, SIGTERM only the one it is sent to.
+    (os.killpg if stop is signal.SIGINT else os.kill)(process.pid, stop)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130, printed
     assert "interrupted" in printed
