@@ -74,7 +74,8 @@ def run(
         Trackers(config, output, terminal) as trackers,
     ):
         with terminal.working(f"starting {workers.world_size} workers; their logs are in {output.path / 'logs'}"):
-            workers.start((total_steps * math.actor_optimizer_steps, total_steps * math.critic_optimizer_steps))
+            actor_steps = max(0, total_steps - config.trainer.critic_warmup)
+            workers.start((actor_steps * math.actor_optimizer_steps, total_steps * math.critic_optimizer_steps))
         PPOTrainer(config, workers, loader, held_out, trackers, output, total_steps).fit()
     draw_learning_curve(trackers.history, output.learning_curve)
     terminal.summary(trackers.history, str(output.path), time.perf_counter() - start)

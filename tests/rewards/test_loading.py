@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlhf_npu.config import RewardConfig
+from rlhf_npu.config import RewardConfig, reward
 from rlhf_npu.errors import RewardError
 from rlhf_npu.rewards import BUILTIN_REWARDS, RewardFunction, load_reward
 from tests.rewards.samples import sample
@@ -50,8 +50,9 @@ def returning(source: Path, value: Any) -> RewardFunction:
     return load_reward(RewardConfig(f"{source}:returns", {"value": value}))
 
 
-@pytest.mark.parametrize("name", sorted(BUILTIN_REWARDS))
-def test_builtins_are_there(name: str) -> None:
+@pytest.mark.parametrize("name", sorted({*BUILTIN_REWARDS, *reward.BUILTIN_REWARDS}))
+def test_builtins_are_what_the_configuration_offers(name: str) -> None:
+    assert name in reward.BUILTIN_REWARDS
     assert callable(load_reward(RewardConfig(name)))
 
 

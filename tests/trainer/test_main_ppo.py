@@ -167,6 +167,14 @@ def test_other_ways_to_run(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     assert shared_memory() <= before
 
 
+def test_a_folder_that_holds_a_run_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    result = run(tmp_path)
+    assert result.returncode == 2
+    assert f"trainer.default_local_dir={tmp_path}" in "".join(result.stderr.split("\n"))
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
 BROKEN_REWARD = """
 def nan(response, finished, sample):
     return float("nan")
