@@ -39,7 +39,7 @@ class BuiltinTask:
 
 _PROMPTS = {"train": "train.jsonl", "val": "val.jsonl"}
 TASKS = {
-    "digits": BuiltinTask("digits", ("digits",), {"model": "model", **_PROMPTS}, "half a minute"),
+    "digits": BuiltinTask("digits", ("digits",), {"model": "model", **_PROMPTS}, "about a minute"),
     "chain_sum": BuiltinTask("chain_sum", ("chain_sum", "reasoning_gym"), _PROMPTS, "a few seconds"),
 }
 
