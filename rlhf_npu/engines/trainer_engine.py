@@ -12,6 +12,7 @@ import torch.distributed as dist
 from tensordict import TensorDict
 
 from rlhf_npu.config import OptimConfig
+from rlhf_npu.engines.collectives import all_reduce
 from rlhf_npu.platform import Platform
 
 Sums = dict[str, torch.Tensor]
@@ -149,8 +150,7 @@ def reduce_sums(sums: Sums, device: torch.device) -> dict[str, float]:
     """Add `sums` up over all ranks; every rank passes the same names."""
     names = sorted(sums)
     values = torch.stack([torch.as_tensor(sums[name], dtype=torch.float64) for name in names]).to(device)
-    dist.all_reduce(values)
-    return dict(zip(names, values.tolist(), strict=True))
+    return dict(zip(names, all_reduce(values).tolist(), strict=True))
 
 
 def _deepspeed_config(module: torch.nn.Module, zero_stage: int, dtype: str, grad_clip: float) -> dict[str, Any]:

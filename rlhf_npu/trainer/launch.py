@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -42,7 +43,7 @@ def train_ppo(config: PPOConfig) -> None:
     check_devices(config, platform)
     local = with_local_paths(config)
     prompts, held_out = load_data(local)
-    load_reward(config.reward)
+    load_reward(local.reward)
     loader = PromptLoader(prompts, config.data.train_batch_size, config.data.shuffle, config.data.seed)
     total_steps = config.trainer.total_training_steps or config.trainer.total_epochs * len(loader)
 
@@ -93,12 +94,22 @@ def with_local_paths(config: PPOConfig) -> PPOConfig:
         val_files=[resolve(path) for path in config.data.val_files],
     )
     policy, critic = config.actor_rollout_ref, config.critic
-    policy = replace(policy, model=replace(policy.model, path=resolve(policy.model.path)))
-    check_model(policy.model.path)
+    policy = replace(policy, model=replace(policy.model, path=local_model(policy.model.path)))
     if critic.model.path is not None and config.has_critic:
-        critic = replace(critic, model=replace(critic.model, path=resolve(critic.model.path)))
-        check_model(str(critic.model.path))
-    return replace(config, data=data, actor_rollout_ref=policy, critic=critic)
+        critic = replace(critic, model=replace(critic.model, path=local_model(critic.model.path)))
+    reward = replace(config.reward, function=local_function(config.reward.function))
+    return replace(config, data=data, actor_rollout_ref=policy, critic=critic, reward=reward)
+
+
+def local_model(path: str) -> str:
+    """The absolute path of a model folder: workers need not share the driver's working folder."""
+    return str(check_model(resolve(path)).absolute())
+
+
+def local_function(function: str) -> str:
+    """`path/to/file.py:name` with an absolute path; other names as they are."""
+    file, _, name = function.rpartition(":")
+    return f"{Path(file).expanduser().absolute()}:{name}" if file.endswith(".py") else function
 
 
 def load_data(config: PPOConfig) -> tuple[PromptDataset, Sequence[PromptSample]]:

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from tensordict import TensorDict
 
 from rlhf_npu.algorithms.aggregation import BatchTotals
 from rlhf_npu.config import ActorConfig, CriticConfig
+from rlhf_npu.engines.collectives import all_reduce
 from rlhf_npu.engines.trainer_engine import MicroLoss, TrainerEngine
 
 
@@ -65,12 +65,5 @@ def mini_batches(batch: TensorDict, size: int, epochs: int) -> Iterator[TensorDi
 def mini_batch_totals(mini_batch: TensorDict, horizon: int) -> BatchTotals:
     """Tokens and sequences of a mini-batch over all ranks, which call this together."""
     mask = mini_batch["response_mask"]
-    totals = all_reduce_sum(torch.stack([mask.sum().double(), mask.new_tensor(len(mask), dtype=torch.float64)]))
+    totals = all_reduce(torch.stack([mask.sum().double(), mask.new_tensor(len(mask), dtype=torch.float64)]))
     return BatchTotals(tokens=float(totals[0]), sequences=float(totals[1]), horizon=horizon)
-
-
-def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of `tensor` over all ranks."""
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total

@@ -187,11 +187,8 @@ def crash(response, finished, sample):
 @pytest.mark.parametrize(("function", "words"), [("nan", "nan"), ("crash", "KeyError")])
 def test_a_broken_reward_function_ends_the_run_and_says_why(tmp_path: Path, function: str, words: str) -> None:
     (tmp_path / "rewards.py").write_text(BROKEN_REWARD)
-    result = run(
-        tmp_path / "run",
-        f"reward.function={tmp_path}/rewards.py:{function}",
-        "trainer.val_before_train=false",
-    )
+    overrides = (f"reward.function=rewards.py:{function}", "trainer.val_before_train=false")
+    result = run(tmp_path / "run", *overrides, cwd=tmp_path)
     assert result.returncode == 2
     assert words in result.stderr
     assert "digit_sequence" in result.stderr
