@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -46,8 +47,10 @@ class Platform:
             getattr(torch, self.name).synchronize()
 
     def empty_cache(self) -> None:
-        """Give memory that torch caches but does not use back to the device."""
-        if self.name != "cpu":
+        """Give memory that is cached but not used back to the device, or on the CPU to the operating system."""
+        if self.name == "cpu":
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        else:
             getattr(torch, self.name).empty_cache()
 
     def rng_state(self) -> torch.Tensor:

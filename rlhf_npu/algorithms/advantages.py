@@ -49,7 +49,7 @@ def gae(inputs: AdvantageInputs, config: AlgorithmConfig) -> Advantages:
     """
     if inputs.values is None:
         raise ValueError("gae needs the critic's values; use grpo where there is no critic")
-    order = torch.argsort(inputs.response_mask == 0, dim=1, stable=True)
+    order = torch.argsort((inputs.response_mask == 0).int(), dim=1, stable=True)
     tokens, rewards, values = (
         tensor.gather(1, order) for tensor in (inputs.response_mask != 0, inputs.token_level_rewards, inputs.values)
     )
@@ -92,8 +92,8 @@ ADVANTAGES: dict[str, Callable[[AdvantageInputs, AlgorithmConfig], Advantages]] 
 
 def discounted_suffix_sums(values: Tensor, decay: float) -> Tensor:
     """(B, T) sums of decay^k values_{t+k} over k >= 0, in log2(T) passes that each double a sum's reach."""
-    reach = 1
+    sums, reach = values.clone(), 1
     while reach < values.shape[1]:
-        values = values + decay**reach * pad(values[:, reach:], (0, reach))
+        sums[:, :-reach] += decay**reach * sums[:, reach:]
         reach *= 2
-    return values
+    return sums

@@ -51,9 +51,8 @@ class _LogProbs(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
         parts = []
         for time in _chunks(logits):
-            scaled = _scaled(logits[:, time], temperature)
-            chosen = scaled.gather(-1, labels[:, time, None]).squeeze(-1)
-            parts.append(chosen - scaled.logsumexp(-1))
+            log_probs = _scaled(logits[:, time], temperature).log_softmax(-1)
+            parts.append(log_probs.gather(-1, labels[:, time, None]).squeeze(-1))
         ctx.save_for_backward(logits, labels)
         ctx.temperature = temperature
         return torch.cat(parts, 1)

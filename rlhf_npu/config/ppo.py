@@ -59,6 +59,15 @@ class PPOConfig(ConfigNode):
             right = "there is no critic to warm up with algorithm.adv_estimator=grpo; set 0"
             yield Problem("trainer.critic_warmup", self.trainer.critic_warmup, right)
 
+        for name, stage in self._zero_stages().items():
+            if stage == 0 and self.actor_rollout_ref.model.dtype == "bfloat16":
+                right = "in bfloat16 DeepSpeed's stage 0 does not take the steps that fp32 or stages 1 to 3 take; set 1"
+                yield Problem(name, stage, right)
+
+    def _zero_stages(self) -> dict[str, int]:
+        stages = {"actor_rollout_ref.actor.zero_stage": self.actor_rollout_ref.actor.zero_stage}
+        return stages | ({"critic.zero_stage": self.critic.zero_stage} if self.has_critic else {})
+
     def _batch_problems(self, wrong_keys: set[str]) -> list[Problem]:
         return [] if wrong_keys & batch_math.KEYS else BatchMath.from_config(self).problems()
 

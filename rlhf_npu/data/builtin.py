@@ -26,9 +26,9 @@ class BuiltinTask:
 
     Attributes:
         module: name of that module in this package.
-        sources: modules of this package whose text decides what is written; a change makes a new cache
-        folder. parts: what can be asked for, and its name in the folder. duration: how long preparing
-        takes, for people to read.
+        sources: modules of this package that decide what is written; a change of one makes a new cache folder.
+        parts: what can be asked for, and its name in the folder.
+        duration: how long preparing takes, for people to read.
     """
 
     module: str
@@ -39,7 +39,7 @@ class BuiltinTask:
 
 _PROMPTS = {"train": "train.jsonl", "val": "val.jsonl"}
 TASKS = {
-    "digits": BuiltinTask("digits", ("digits",), {"model": "model", **_PROMPTS}, "half a minute"),
+    "digits": BuiltinTask("digits", ("digits",), {"model": "model", **_PROMPTS}, "about a minute"),
     "chain_sum": BuiltinTask("chain_sum", ("chain_sum", "reasoning_gym"), _PROMPTS, "a few seconds"),
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf_npu.data.atomic_folder import atomic_folder
 from rlhf_npu.data.reasoning_gym import PromptStyle, make_entries, write_prompts
+from rlhf_npu.errors import DataError
 
 TASK = "chain_sum"
 PLAIN = PromptStyle(system_prompt="", answer_tags=False)
@@ -37,7 +38,7 @@ def prepare(folder: str | os.PathLike[str], task: ChainSum | None = None) -> Pat
     """Write `train.jsonl` and `val.jsonl` into `folder`, or nothing.
 
     Raises:
-        DataError: reasoning-gym refuses the numbers of terms or digits.
+        DataError: reasoning-gym refuses the numbers of terms or digits, or there are too few such sums.
     """
     task = task or ChainSum()
     examples, val, train = _split(_entries(task), task)
@@ -67,5 +68,11 @@ def _split(
     examples, rest = distinct[: task.examples], distinct[task.examples :]
     val = rest[: task.val_size]
     taken = {entry["question"] for entry in examples + val}
-    train = [entry for entry in entries if entry["question"] not in taken]
-    return examples, val, train[: task.train_size]
+    train = [entry for entry in entries if entry["question"] not in taken][: task.train_size]
+    if len(val) < task.val_size or len(train) < task.train_size:
+        raise DataError(
+            f"chain_sum with {task.min_terms} to {task.max_terms} terms of {task.min_digits} to "
+            f"{task.max_digits} digits has too few different sums for {task.val_size} held-out and "
+            f"{task.train_size} training prompts; allow more terms or digits"
+        )
+    return examples, val, train

@@ -86,9 +86,8 @@ def load_prompts(files: Sequence[str], tokenizer: PreTrainedTokenizerBase, confi
     itself.
 
     Raises:
-        DataError: a file is missing, of another kind or malformed; a record lacks a key; a prompt is empty,
-        or is too
-            long and neither skipped nor truncated; nothing is left. Names the file and the line or row,
+        DataError: a file is missing, of another kind or malformed; a record lacks a key; a prompt is empty, or
+            is too long and neither skipped nor truncated; nothing is left. Names the file and the line or row,
             from 1.
     """
     prompts = [_check(*record, tokenizer, config.prompt_key) for file in files for record in _records(Path(file))]

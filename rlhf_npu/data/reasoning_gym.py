@@ -26,8 +26,7 @@ class PromptStyle:
 
     Attributes:
         system_prompt: the first message; none if empty.
-        answer_tags: answers stand between `<answer>` and `</answer>`; else the whole response is the
-        answer.
+        answer_tags: answers stand between `<answer>` and `</answer>`; else the whole response is one.
     """
 
     system_prompt: str = SYSTEM_PROMPTS["default"]

@@ -116,12 +116,15 @@ class RolloutEngine:
 def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, platform: Platform) -> Any:
     from vllm import LLM
 
-    on_cpu = platform.name == "cpu"
-    sleep: dict[str, Any] = (
-        {"worker_cls": "rlhf_npu.engines.sleep_worker.SleepCPUWorker"} if on_cpu else {"enable_sleep_mode": True}
-    )
-    if rollout.kv_cache_memory_gb is not None:
-        sleep["kv_cache_memory_bytes"] = int(rollout.kv_cache_memory_gb * GIB)
+    memory: dict[str, Any] = {
+        "enable_sleep_mode": True,
+        "gpu_memory_utilization": rollout.gpu_memory_utilization,
+    }
+    if platform.name == "cpu":
+        memory = {
+            "worker_cls": "rlhf_npu.engines.sleep_worker.SleepCPUWorker",
+            "kv_cache_memory_bytes": int(rollout.kv_cache_memory_gb * GIB),
+        }
     return LLM(
         model=model.path,
         dtype=model.dtype,
@@ -131,13 +134,12 @@ def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, pla
         tensor_parallel_size=rollout.tensor_model_parallel_size,
         max_model_len=data.max_prompt_length + data.max_response_length,
         max_num_seqs=rollout.max_num_seqs,
-        gpu_memory_utilization=rollout.gpu_memory_utilization,
         enforce_eager=rollout.enforce_eager,
         logprobs_mode="processed_logprobs",
         generation_config="vllm",
         disable_log_stats=True,
         seed=0,
-        **sleep,
+        **memory,
     )
 
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from tensordict import TensorDict
 
 from rlhf_npu.config import OptimConfig
+from rlhf_npu.engines.collectives import all_reduce
 from rlhf_npu.platform import Platform
 
 Sums = dict[str, torch.Tensor]
@@ -70,16 +71,6 @@ class TrainerEngine:
     def lr(self) -> float:
         """The learning rate of the next optimizer step."""
         return float(self.engine.get_lr()[0])
-
-    @torch.no_grad()
-    def infer(
-        self,
-        batch: TensorDict,
-        micro_size: int,
-        forward: Callable[[torch.nn.Module, TensorDict], torch.Tensor],
-    ) -> torch.Tensor:
-        """`forward` over `batch` in micro-batches of `micro_size` sequences; results are joined along B."""
-        return infer(self.module, batch, micro_size, forward)
 
     def train_mini_batch(
         self,
@@ -142,23 +133,15 @@ class InferenceEngine:
 
             self.module, *_ = deepspeed.initialize(model=self.module, config=_deepspeed_config(module, 3, dtype, 0.0))
 
-    @torch.no_grad()
-    def infer(
-        self,
-        batch: TensorDict,
-        micro_size: int,
-        forward: Callable[[torch.nn.Module, TensorDict], torch.Tensor],
-    ) -> torch.Tensor:
-        """`forward` over `batch` in micro-batches of `micro_size` sequences; results are joined along B."""
-        return infer(self.module, batch, micro_size, forward)
 
-
+@torch.no_grad()
 def infer(
     module: torch.nn.Module,
     batch: TensorDict,
     micro_size: int,
     forward: Callable[[torch.nn.Module, TensorDict], torch.Tensor],
 ) -> torch.Tensor:
+    """`forward` over `batch` in micro-batches of `micro_size` sequences; results are joined along B."""
     module.eval()
     return torch.cat([forward(module, micro_batch) for micro_batch in batch.split(micro_size)])
 
@@ -167,8 +150,7 @@ def reduce_sums(sums: Sums, device: torch.device) -> dict[str, float]:
     """Add `sums` up over all ranks; every rank passes the same names."""
     names = sorted(sums)
     values = torch.stack([torch.as_tensor(sums[name], dtype=torch.float64) for name in names]).to(device)
-    dist.all_reduce(values)
-    return dict(zip(names, values.tolist(), strict=True))
+    return dict(zip(names, all_reduce(values).tolist(), strict=True))
 
 
 def _deepspeed_config(module: torch.nn.Module, zero_stage: int, dtype: str, grad_clip: float) -> dict[str, Any]:

@@ -62,7 +62,9 @@ class MathGrader:
             self._process = None
 
     def _ask(self, question: dict[str, str]) -> dict[str, Any]:
-        process = self._process = self._process or self._start()
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
+        process = self._process or self._start()
         assert process.stdin is not None
         process.stdin.write(json.dumps(question) + "\n")
         process.stdin.flush()

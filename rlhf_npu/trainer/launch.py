@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -28,6 +29,8 @@ from rlhf_npu.trainer.terminal import Terminal
 from rlhf_npu.trainer.trackers import Trackers
 from rlhf_npu.workers.worker_group import WorkerGroup
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 def train_ppo(config: PPOConfig) -> None:
     """Check all that can be checked, then train; nothing is written before every check has passed.
@@ -40,7 +43,7 @@ def train_ppo(config: PPOConfig) -> None:
     check_devices(config, platform)
     local = with_local_paths(config)
     prompts, held_out = load_data(local)
-    load_reward(config.reward)
+    load_reward(local.reward)
     loader = PromptLoader(prompts, config.data.train_batch_size, config.data.shuffle, config.data.seed)
     total_steps = config.trainer.total_training_steps or config.trainer.total_epochs * len(loader)
 
@@ -72,7 +75,8 @@ def run(
         Trackers(config, output, terminal) as trackers,
     ):
         with terminal.working(f"starting {workers.world_size} workers; their logs are in {output.path / 'logs'}"):
-            workers.start((total_steps * math.actor_optimizer_steps, total_steps * math.critic_optimizer_steps))
+            actor_steps = max(0, total_steps - config.trainer.critic_warmup)
+            workers.start((actor_steps * math.actor_optimizer_steps, total_steps * math.critic_optimizer_steps))
         PPOTrainer(config, workers, loader, held_out, trackers, output, total_steps).fit()
     draw_learning_curve(trackers.history, output.learning_curve)
     terminal.summary(trackers.history, str(output.path), time.perf_counter() - start)
@@ -90,12 +94,22 @@ def with_local_paths(config: PPOConfig) -> PPOConfig:
         val_files=[resolve(path) for path in config.data.val_files],
     )
     policy, critic = config.actor_rollout_ref, config.critic
-    policy = replace(policy, model=replace(policy.model, path=resolve(policy.model.path)))
-    check_model(policy.model.path)
+    policy = replace(policy, model=replace(policy.model, path=local_model(policy.model.path)))
     if critic.model.path is not None and config.has_critic:
-        critic = replace(critic, model=replace(critic.model, path=resolve(critic.model.path)))
-        check_model(str(critic.model.path))
-    return replace(config, data=data, actor_rollout_ref=policy, critic=critic)
+        critic = replace(critic, model=replace(critic.model, path=local_model(critic.model.path)))
+    reward = replace(config.reward, function=local_function(config.reward.function))
+    return replace(config, data=data, actor_rollout_ref=policy, critic=critic, reward=reward)
+
+
+def local_model(path: str) -> str:
+    """The absolute path of a model folder: workers need not share the driver's working folder."""
+    return str(check_model(resolve(path)).absolute())
+
+
+def local_function(function: str) -> str:
+    """`path/to/file.py:name` with an absolute path; other names as they are."""
+    file, _, name = function.rpartition(":")
+    return f"{Path(file).expanduser().absolute()}:{name}" if file.endswith(".py") else function
 
 
 def load_data(config: PPOConfig) -> tuple[PromptDataset, Sequence[PromptSample]]:
@@ -148,6 +162,7 @@ def ray_session(config: PPOConfig) -> Iterator[None]:
             include_dashboard=False,
             **quiet,
         )
+    stop_once_on_signals()  # ray.init sets a handler of its own
     try:
         yield
     finally:
@@ -157,11 +172,25 @@ def ray_session(config: PPOConfig) -> Iterator[None]:
 @contextmanager
 def interruptible(terminal: Terminal, output: OutputFolder) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM into an orderly end; what was written so far stays whole."""
-    default = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    stop_once_on_signals()
     try:
         yield
     except KeyboardInterrupt:
         terminal.console.print(f"interrupted; all workers have stopped; results so far are in {output.path}")
         raise SystemExit(130) from None
     finally:
-        signal.signal(signal.SIGTERM, default)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_once_on_signals() -> None:
+    """Raise KeyboardInterrupt on the first Ctrl-C or SIGTERM; further ones would cut the clean-up short."""
+
+    def stop(*_: object) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from rlhf_npu.config import PPOConfig
+from rlhf_npu.errors import ConfigError
 
 
 class OutputFolder:
@@ -26,7 +27,15 @@ class OutputFolder:
         return self.path / "learning_curve.png"
 
     def create(self, config: PPOConfig) -> None:
-        """Make the folder and write the resolved configuration into it."""
+        """Make the folder and write the resolved configuration into it.
+
+        Raises:
+            ConfigError: another run wrote its metrics there, which this one's would be mixed with.
+        """
+        if self.metrics.exists():
+            raise ConfigError(
+                f"trainer.default_local_dir={self.path}: there is a run in it already; name another folder"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.structured(config), self.path / "config.yaml")
 

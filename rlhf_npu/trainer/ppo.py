@@ -82,7 +82,8 @@ class PPOTrainer:
                     metrics |= workers.call("update_actor")[0]
             metrics |= switch_metrics(workers.call("to_generate"))
         if self._config.algorithm.use_kl_in_reward:
-            self._kl_controller.update(metrics["actor/reward_kl_penalty"], len(prompts))
+            sequences = len(prompts) * self._config.actor_rollout_ref.rollout.n
+            self._kl_controller.update(metrics["actor/reward_kl_penalty"], sequences)
         metrics |= clock.metrics() | sample_metrics(samples, self._config.data)
         return metrics | throughput_metrics(metrics, self._workers.call("memory"))
 

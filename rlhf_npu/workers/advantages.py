@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from tensordict import TensorDict
 
 from rlhf_npu.algorithms.advantages import ADVANTAGES, AdvantageInputs
@@ -12,7 +11,7 @@ from rlhf_npu.algorithms.kl import KL_ESTIMATORS
 from rlhf_npu.algorithms.token_rewards import penalize_kl, place_scores
 from rlhf_npu.algorithms.value_losses import explained_variance
 from rlhf_npu.config import AlgorithmConfig
-from rlhf_npu.workers.mini_batches import all_reduce_sum
+from rlhf_npu.engines.collectives import MAX, all_reduce
 
 
 def add_token_rewards(batch: TensorDict, config: AlgorithmConfig, kl_coef: float) -> dict[str, float]:
@@ -27,7 +26,7 @@ def add_token_rewards(batch: TensorDict, config: AlgorithmConfig, kl_coef: float
         return {}
     kl = KL_ESTIMATORS[config.kl_penalty](batch["old_log_probs"], batch["ref_log_probs"]) * mask
     batch["token_level_rewards"] = penalize_kl(batch["token_level_rewards"], kl, mask, kl_coef)
-    total, sequences = all_reduce_sum(torch.stack([kl.sum(), kl.new_tensor(float(len(kl)))]).double()).tolist()
+    total, sequences = all_reduce(torch.stack([kl.sum(), kl.new_tensor(float(len(kl)))]).double()).tolist()
     return {"actor/reward_kl_penalty": total / sequences, "actor/reward_kl_penalty_coeff": kl_coef}
 
 
@@ -43,7 +42,7 @@ def add_advantages(batch: TensorDict, config: AlgorithmConfig) -> dict[str, floa
     mask = batch["response_mask"]
     advantages = result.advantages
     if config.adv_estimator == "gae" and config.whiten_advantages:
-        advantages = masked_whiten(advantages, mask, all_reduce=all_reduce_sum)
+        advantages = masked_whiten(advantages, mask, all_reduce=all_reduce)
     batch["advantages"], batch["returns"] = advantages, result.returns
     return _statistics(batch)
 
@@ -57,16 +56,15 @@ def _statistics(batch: TensorDict) -> dict[str, float]:
             metrics |= _spread(f"critic/{name}", batch[name][tokens])
     if "values" in batch:
         metrics["critic/vf_explained_var"] = explained_variance(
-            batch["values"], batch["returns"], batch["response_mask"], all_reduce_sum
+            batch["values"], batch["returns"], batch["response_mask"], all_reduce
         )
     return metrics
 
 
 def _spread(name: str, values: torch.Tensor) -> dict[str, float]:
     values = values.double()
-    sums = all_reduce_sum(torch.stack([values.sum(), values.new_tensor(float(values.numel()))]))
-    extremes = torch.stack([values.max(), -values.min()])
-    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    sums = all_reduce(torch.stack([values.sum(), values.new_tensor(float(values.numel()))]))
+    extremes = all_reduce(torch.stack([values.max(), -values.min()]), MAX)
     return {
         f"{name}/mean": float(sums[0] / sums[1]),
         f"{name}/max": float(extremes[0]),

@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from rlhf_npu.algorithms.aggregation import BatchTotals, aggregate, masked_sum
 from rlhf_npu.algorithms.value_losses import clipped_value_loss
 from rlhf_npu.config import CriticConfig
-from rlhf_npu.engines.trainer_engine import MicroLoss, TrainerEngine
+from rlhf_npu.engines.trainer_engine import MicroLoss, TrainerEngine, infer
 from rlhf_npu.workers.mini_batches import mean_over_steps, train_epochs
 from rlhf_npu.workers.rollout_batch import model_inputs, trim
 
@@ -37,7 +37,7 @@ class CriticTrainer:
 
     def values(self, batch: TensorDict) -> torch.Tensor:
         """Values (B, R) under the present weights."""
-        return self.engine.infer(batch, self._config.ppo_micro_batch_size_per_device, padded_values)
+        return infer(self.engine.module, batch, self._config.ppo_micro_batch_size_per_device, padded_values)
 
     def update(self, batch: TensorDict, mini_batch_size: int) -> dict[str, float]:
         """Train on `batch`; `mini_batch_size` counts this rank's sequences of an optimizer step.
@@ -45,15 +45,7 @@ class CriticTrainer:
         Returns:
             `critic/*` metrics, means over all optimizer steps.
         """
-        steps = train_epochs(
-            self.engine,
-            batch,
-            self._loss,
-            mini_batch_size=mini_batch_size,
-            micro_batch_size=self._config.ppo_micro_batch_size_per_device,
-            epochs=self._config.ppo_epochs,
-            horizon=self._horizon,
-        )
+        steps = train_epochs(self.engine, batch, self._loss, self._config, mini_batch_size, self._horizon)
         return mean_over_steps(steps, "critic")
 
     def _loss(self, model: torch.nn.Module, batch: TensorDict, totals: BatchTotals) -> MicroLoss:

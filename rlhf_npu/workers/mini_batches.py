@@ -7,10 +7,11 @@ from functools import partial
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from tensordict import TensorDict
 
 from rlhf_npu.algorithms.aggregation import BatchTotals
+from rlhf_npu.config import ActorConfig, CriticConfig
+from rlhf_npu.engines.collectives import all_reduce
 from rlhf_npu.engines.trainer_engine import MicroLoss, TrainerEngine
 
 
@@ -24,27 +25,25 @@ def train_epochs(
     engine: TrainerEngine,
     batch: TensorDict,
     loss_share: LossShare,
-    *,
+    config: ActorConfig | CriticConfig,
     mini_batch_size: int,
-    micro_batch_size: int,
-    epochs: int,
     horizon: int,
 ) -> list[dict[str, float]]:
-    """Take one optimizer step on each mini-batch, `epochs` times over.
+    """Take one optimizer step on each mini-batch, `config.ppo_epochs` times over.
 
     Args:
         batch: this rank's sequences.
         loss_share: a micro-batch's share of the loss.
-        mini_batch_size, micro_batch_size: sequences on this rank.
+        mini_batch_size: sequences of an optimizer step on this rank.
         horizon: tokens of a response at most, for losses normalised by it.
 
     Returns:
         the metrics of each optimizer step.
     """
     steps = []
-    for mini_batch in mini_batches(batch, mini_batch_size, epochs):
+    for mini_batch in mini_batches(batch, mini_batch_size, config.ppo_epochs):
         loss_of = partial(loss_share, totals=mini_batch_totals(mini_batch, horizon))
-        steps.append(engine.train_mini_batch(mini_batch, micro_batch_size, loss_of))
+        steps.append(engine.train_mini_batch(mini_batch, config.ppo_micro_batch_size_per_device, loss_of))
     return steps
 
 
@@ -66,12 +65,5 @@ def mini_batches(batch: TensorDict, size: int, epochs: int) -> Iterator[TensorDi
 def mini_batch_totals(mini_batch: TensorDict, horizon: int) -> BatchTotals:
     """Tokens and sequences of a mini-batch over all ranks, which call this together."""
     mask = mini_batch["response_mask"]
-    totals = all_reduce_sum(torch.stack([mask.sum().double(), mask.new_tensor(len(mask), dtype=torch.float64)]))
+    totals = all_reduce(torch.stack([mask.sum().double(), mask.new_tensor(len(mask), dtype=torch.float64)]))
     return BatchTotals(tokens=float(totals[0]), sequences=float(totals[1]), horizon=horizon)
-
-
-def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of `tensor` over all ranks."""
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total

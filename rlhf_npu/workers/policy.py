@@ -12,7 +12,7 @@ from rlhf_npu.algorithms.kl import KL_ESTIMATORS
 from rlhf_npu.algorithms.policy_losses import clipped_policy_loss
 from rlhf_npu.algorithms.token_probs import entropy_from_logits, log_probs_from_logits
 from rlhf_npu.config import ActorConfig
-from rlhf_npu.engines.trainer_engine import MicroLoss, TrainerEngine
+from rlhf_npu.engines.trainer_engine import MicroLoss, TrainerEngine, infer
 from rlhf_npu.workers.mini_batches import mean_over_steps, train_epochs
 from rlhf_npu.workers.rollout_batch import model_inputs, trim
 
@@ -47,7 +47,7 @@ class PolicyTrainer:
     def log_probs(self, batch: TensorDict, micro_size: int) -> torch.Tensor:
         """Log-probabilities (B, R) of the responses under the present weights."""
         forward = partial(response_log_probs, temperature=self._temperature)
-        return self.engine.infer(batch, micro_size, forward)
+        return infer(self.engine.module, batch, micro_size, forward)
 
     def update(self, batch: TensorDict, mini_batch_size: int) -> dict[str, float]:
         """Train on `batch`; `mini_batch_size` counts this rank's sequences of an optimizer step.
@@ -56,15 +56,7 @@ class PolicyTrainer:
             `actor/*` metrics, means over all optimizer steps; `actor/ppo_kl_first` is that of the first step,
             before any change of weights.
         """
-        steps = train_epochs(
-            self.engine,
-            batch,
-            self._loss,
-            mini_batch_size=mini_batch_size,
-            micro_batch_size=self._config.ppo_micro_batch_size_per_device,
-            epochs=self._config.ppo_epochs,
-            horizon=self._horizon,
-        )
+        steps = train_epochs(self.engine, batch, self._loss, self._config, mini_batch_size, self._horizon)
         return mean_over_steps(steps, "actor") | {"actor/ppo_kl_first": steps[0]["ppo_kl"]}
 
     def _loss(self, model: torch.nn.Module, batch: TensorDict, totals: BatchTotals) -> MicroLoss:

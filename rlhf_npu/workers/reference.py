@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 
 from rlhf_npu.config import RefConfig
-from rlhf_npu.engines.trainer_engine import InferenceEngine
+from rlhf_npu.engines.trainer_engine import InferenceEngine, infer
 from rlhf_npu.workers.policy import response_log_probs
 
 
@@ -22,4 +22,4 @@ class Reference:
 
     def log_probs(self, batch: TensorDict) -> torch.Tensor:
         """Log-probabilities (B, R) of the responses."""
-        return self._engine.infer(batch, self._micro_size, self._forward)
+        return infer(self._engine.module, batch, self._micro_size, self._forward)

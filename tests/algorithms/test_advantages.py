@@ -25,7 +25,7 @@ def grpo_config(by_std: bool) -> AlgorithmConfig:
 def gae_by_definition(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
     """The sum of equation 16 of arXiv 1506.02438, term by term."""
     length = len(rewards)
-    next_values = [*values[1:], 0.0]
+    next_values = [*values, 0.0][1:]
     deltas = [r + gamma * after - v for r, v, after in zip(rewards, values, next_values, strict=True)]
     return [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, length)) for t in range(length)]
 

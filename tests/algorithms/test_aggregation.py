@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from rlhf_npu.algorithms.aggregation import (
     AGGREGATIONS,
+    AllReduce,
     BatchTotals,
     aggregate,
     masked_mean,
@@ -35,6 +37,12 @@ def loss_by_definition(values: Tensor, mask: Tensor, mode: str) -> float:
     return sum(map(sum, rows)) / len(rows) / HORIZON
 
 
+def replay(sums: list[Tensor]) -> AllReduce:
+    """An all-reduce whose results are known."""
+    left = iter(sums)
+    return lambda local: next(left)
+
+
 def totals_of(mask: Tensor) -> BatchTotals:
     return BatchTotals(tokens=float(mask.sum()), sequences=len(mask), horizon=HORIZON)
 
@@ -49,10 +57,7 @@ def totals_of(mask: Tensor) -> BatchTotals:
 def test_shares_of_any_cut_sum_to_the_loss(mode: str, seed: int, batch: int, cuts: list[int]) -> None:
     values, mask = random_batch(seed, batch, 7)
     bounds = sorted({0, batch, *(min(cut, batch) for cut in cuts)})
-    shares = [
-        aggregate(values[start:end], mask[start:end], mode, totals_of(mask))
-        for start, end in zip(bounds, bounds[1:], strict=False)
-    ]
+    shares = [aggregate(values[start:end], mask[start:end], mode, totals_of(mask)) for start, end in pairwise(bounds)]
     assert float(sum(shares)) == pytest.approx(loss_by_definition(values, mask, mode), rel=1e-12, abs=1e-12)
 
 
@@ -106,8 +111,7 @@ def test_ranks_whiten_as_one_batch_would_be(cut: int) -> None:
     total = torch.stack([part.sum() for part in tokens]).sum()
     deviations = torch.stack([(part - total / count).square().sum() for part in tokens]).sum()
     for (part, keep), rows in zip(parts, (slice(None, cut), slice(cut, None)), strict=True):
-        sums = iter([count, total, deviations])
-        whitened = masked_whiten(part, keep, all_reduce=lambda local, sums=sums: next(sums))
+        whitened = masked_whiten(part, keep, all_reduce=replay([count, total, deviations]))
         torch.testing.assert_close(whitened, whole[rows], rtol=0, atol=1e-12)
 
 

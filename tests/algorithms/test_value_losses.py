@@ -17,8 +17,8 @@ NUMBERS = st.floats(-10, 10)
 @given(value=NUMBERS, old=NUMBERS, target=NUMBERS, clip=st.floats(0.01, 5))
 def test_the_loss_is_the_larger_squared_error(value: float, old: float, target: float, clip: float) -> None:
     held = min(max(value, old - clip), old + clip)
-    tensors = (torch.tensor([[x]], dtype=torch.float64) for x in (value, old, target))
-    result = clipped_value_loss(*tensors, clip)
+    vpreds, old_values, returns = torch.tensor([value, old, target], dtype=torch.float64).view(3, 1, 1)
+    result = clipped_value_loss(vpreds, old_values, returns, clip)
     expected = max((value - target) ** 2, (held - target) ** 2) / 2
     assert float(result.loss) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
@@ -57,5 +57,5 @@ def test_explained_variance_at_its_landmarks() -> None:
 def test_explained_variance_over_ranks_is_that_of_the_whole() -> None:
     returns, values, mask = normal(3, 4, 3), normal(4, 4, 3), torch.ones(4, 3)
     doubled = explained_variance(values, returns, mask, all_reduce=lambda tensor: 2 * tensor)
-    both = explained_variance(*(torch.cat([x, x]) for x in (values, returns, mask)))
+    both = explained_variance(values.repeat(2, 1), returns.repeat(2, 1), mask.repeat(2, 1))
     assert doubled == pytest.approx(both, rel=1e-12)

@@ -99,6 +99,14 @@ def test_grpo_needs_a_group_and_has_no_critic_to_warm_up() -> None:
     assert "trainer.critic_warmup=2: there is no critic" in message
 
 
+def test_zero_stage_0_is_refused_in_bfloat16() -> None:
+    bfloat16 = "actor_rollout_ref.model.dtype=bfloat16"
+    message = refusal(bfloat16, f"{ACTOR}.zero_stage=0", "critic.zero_stage=0")
+    assert f"{ACTOR}.zero_stage=0: " in message
+    assert "critic.zero_stage=0: " in message
+    assert compose_config([bfloat16, "critic.zero_stage=0", "algorithm.adv_estimator=grpo"]).critic.zero_stage == 0
+
+
 def test_all_problems_come_at_once() -> None:
     unreadable = refusal("data.train_batch_size=many", "data.sed=1", "algorithm=gpo", "data.shuffle=3x")
     assert unreadable.startswith("the configuration has 4 problems:")

@@ -54,7 +54,7 @@ def _trained(model: Any, stage: int) -> Any:
 
     trainer = TrainerEngine(
         load_policy(model),
-        OptimConfig(lr=1e-2),
+        OptimConfig(lr=3e-3),
         zero_stage=stage,
         dtype=model.dtype,
         grad_clip=1.0,

@@ -167,6 +167,14 @@ def test_other_ways_to_run(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     assert shared_memory() <= before
 
 
+def test_a_folder_that_holds_a_run_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    result = run(tmp_path)
+    assert result.returncode == 2
+    assert f"trainer.default_local_dir={tmp_path}" in "".join(result.stderr.split("\n"))
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
 BROKEN_REWARD = """
 def nan(response, finished, sample):
     return float("nan")
@@ -179,11 +187,8 @@ def crash(response, finished, sample):
 @pytest.mark.parametrize(("function", "words"), [("nan", "nan"), ("crash", "KeyError")])
 def test_a_broken_reward_function_ends_the_run_and_says_why(tmp_path: Path, function: str, words: str) -> None:
     (tmp_path / "rewards.py").write_text(BROKEN_REWARD)
-    result = run(
-        tmp_path / "run",
-        f"reward.function={tmp_path}/rewards.py:{function}",
-        "trainer.val_before_train=false",
-    )
+    overrides = (f"reward.function=rewards.py:{function}", "trainer.val_before_train=false")
+    result = run(tmp_path / "run", *overrides, cwd=tmp_path)
     assert result.returncode == 2
     assert words in result.stderr
     assert "digit_sequence" in result.stderr
@@ -223,7 +228,8 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, stop: signal.Signals) -> None:
     output = tmp_path / "run"
     before = shared_memory()
     process = subprocess.Popen(
@@ -239,7 +245,8 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     )
     _wait_for_steps(output, process, steps=3)
     family = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)
+    # Ctrl-C reaches every process of the terminal, SIGTERM only the one it is sent to.
+    (os.killpg if stop is signal.SIGINT else os.kill)(process.pid, stop)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130, printed
     assert "interrupted" in printed

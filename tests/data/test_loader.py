@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from rlhf_npu.data.loader import PromptLoader
+from rlhf_npu.data.prompts import PromptDataset, PromptSample
+from rlhf_npu.errors import DataError
+
+
+def dataset(size: int) -> PromptDataset:
+    samples = (PromptSample(index, (1,), "1", "digits", None, {}) for index in range(size))
+    return PromptDataset(samples, skipped=2)
+
+
+def indices(loader: PromptLoader, epoch: int) -> list[list[int]]:
+    return [[sample.index for sample in batch] for batch in loader.batches(epoch)]
+
+
+def test_in_order_without_shuffling() -> None:
+    loader = PromptLoader(dataset(7), 3, shuffle=False, seed=1)
+    assert len(loader) == 2
+    assert indices(loader, 0) == indices(loader, 5) == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_an_epoch_has_each_prompt_once() -> None:
+    batches = indices(PromptLoader(dataset(12), 4, shuffle=True, seed=1), 0)
+    assert sorted(itertools.chain(*batches)) == list(range(12))
+
+
+def test_seed_and_epoch_decide_the_order() -> None:
+    loader = PromptLoader(dataset(64), 16, shuffle=True, seed=1)
+    later = indices(loader, 3)
+    assert later == indices(PromptLoader(dataset(64), 16, shuffle=True, seed=1), 3)
+    assert later != indices(loader, 4)
+    assert later != indices(PromptLoader(dataset(64), 16, shuffle=True, seed=2), 3)
+
+
+def test_what_fills_no_batch_is_left_out_and_comes_in_another_epoch() -> None:
+    loader = PromptLoader(dataset(5), 4, shuffle=True, seed=0)
+    seen = {index for epoch in range(20) for batch in indices(loader, epoch) for index in batch}
+    assert all(len(indices(loader, epoch)) == 1 for epoch in range(20))
+    assert seen == set(range(5))
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(DataError, match=r"data\.train_batch_size=4: the training files have 3 prompts \(2 skip"):
+        PromptLoader(dataset(3), 4, shuffle=True, seed=0)
