@@ -41,7 +41,7 @@ class ActorConfig(ConfigNode):
     clip_ratio_high: float = key("the ratio is clipped above 1 + this", 0.2, within=POSITIVE)
     clip_ratio_c: float = key("dual clip for negative advantages, above 1; 0 = off", 3.0, within=NOT_NEGATIVE)
     loss_agg_mode: str = key("how token losses become one number", "token-mean", choices=LOSS_AGG_MODES)
-    entropy_coeff: float = key("weight of the entropy bonus", 0.0, within=Range(at_least=-1, at_most=1))
+    entropy_coeff: float = key("weight of the entropy bonus", within=Range(at_least=-1, at_most=1))
     use_kl_loss: bool = key("add KL against the reference to the loss", False)
     kl_loss_coef: float = key("weight of that KL", 0.001, within=NOT_NEGATIVE)
     kl_loss_type: str = key("its estimator", "k3", choices=KL_ESTIMATOR_NAMES, elsewhere=KL_ESTIMATORS_ELSEWHERE)

@@ -18,7 +18,9 @@ from rlhf_npu.config.explain import LEAVES
 
 PACKAGE = Path(rlhf_npu.__file__).parent
 PROJECT = PACKAGE.parent
-READ = re.compile(r'^(?P<file>[^:]+):\d+: error: "(?P<owner>\w+)" has no attribute "(?P<name>\w+)"')
+READ = re.compile(
+    r'^(?P<file>[^:]+):\d+: error: (Item )?"(?P<owner>\w+)"( of "[^"]+")? has no attribute "(?P<name>\w+)"'
+)
 
 
 def rename_leaves(package: Path) -> None:
