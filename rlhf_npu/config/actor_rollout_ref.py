@@ -88,7 +88,7 @@ class RolloutConfig(ConfigNode):
     max_num_seqs: int = key("sequences generated at the same time by one engine", 256, within=AT_LEAST_ONE)
     enforce_eager: bool = key("no graph capture and no compilation", True)
     sleep_level: int = key("while training: 1 = weights to the host, 2 = weights dropped", 1, choices=(1, 2))
-    reshard_bucket_mb: int = key("size of one of the two reshard buckets, in MiB", 64, within=AT_LEAST_ONE)
+    reshard_bucket_mb: int = key("size of a reshard bucket, in MiB", 64, within=AT_LEAST_ONE)
     log_prob_micro_batch_size_per_device: int = key(
         "SEQUENCES a forward pass for old log-probabilities, on one device", within=AT_LEAST_ONE
     )
