@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -54,6 +52,3 @@ def clipped_policy_loss(
         "ppo_kl": -log_ratio,
     }
     return TokenLoss(loss, {name: value.detach() for name, value in metrics.items()})
-
-
-POLICY_LOSSES: dict[str, Callable[..., TokenLoss]] = {"clipped": clipped_policy_loss}

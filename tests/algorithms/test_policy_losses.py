@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_npu.algorithms.aggregation import TokenLoss
-from rlhf_npu.algorithms.policy_losses import POLICY_LOSSES, clipped_policy_loss
+from rlhf_npu.algorithms.policy_losses import clipped_policy_loss
 from tests.algorithms.ragged import normal
 
 
@@ -87,6 +87,6 @@ def test_a_token_far_off_policy_cannot_overflow(log_ratio: float) -> None:
 
 def test_metrics_carry_no_gradient() -> None:
     log_prob = torch.zeros(1, 1, requires_grad=True)
-    result = POLICY_LOSSES["clipped"](log_prob, torch.zeros(1, 1), torch.ones(1, 1), 0.2, 0.2, 3.0)
+    result = clipped_policy_loss(log_prob, torch.zeros(1, 1), torch.ones(1, 1), 0.2, 0.2, 3.0)
     assert result.loss.requires_grad
     assert not any(metric.requires_grad for metric in result.metrics.values())
