@@ -27,7 +27,14 @@ class NativeError(Structure):
 
 
 class NativePhase(Structure):
-    _fields_ = [("seconds", c_double), ("bytes", c_uint64), ("copied", c_uint64)]
+    _fields_ = [
+        ("seconds", c_double),
+        ("host_seconds", c_double),
+        ("copy_seconds", c_double),
+        ("map_seconds", c_double),
+        ("bytes", c_uint64),
+        ("copied", c_uint64),
+    ]
 
 
 class NativeTagStats(Structure):
@@ -55,16 +62,18 @@ _SIGNATURES: dict[str, list[type]] = {
     "sleep_pool_sleep": [c_void_p, _NAMES, c_size_t, _NAMES, c_size_t],
     "sleep_pool_check_sleep": [c_void_p, _NAMES, c_size_t, _NAMES, c_size_t],
     "sleep_pool_set_live": [c_void_p, POINTER(c_uint64), POINTER(c_uint64), c_size_t],
-    "sleep_pool_wake_up": [c_void_p, _NAMES, c_size_t],
-    "sleep_pool_wake_up_all": [c_void_p],
+    "sleep_pool_wake_up": [c_void_p, _NAMES, c_size_t, c_int],
+    "sleep_pool_wake_up_all": [c_void_p, c_int],
     "sleep_pool_set_persistent": [c_void_p, c_char_p, c_int],
     "sleep_pool_require_resident": [c_void_p, c_char_p],
     "sleep_pool_prepare_host": [c_void_p, c_char_p],
     "sleep_pool_release_host": [c_void_p, POINTER(c_uint64)],
+    "sleep_pool_read_backup": [c_void_p, c_char_p, c_uint64, c_uint64, c_void_p],
     "sleep_pool_stats": [c_void_p, POINTER(NativeTagStats), c_size_t, POINTER(c_size_t)],
     "sleep_pool_memory_info": [c_void_p, POINTER(c_uint64), POINTER(c_uint64)],
     "sleep_pool_set_poison": [c_void_p, c_int],
     "sleep_pool_set_capacity": [c_void_p, c_uint64],
+    "sleep_pool_set_handle_bytes": [c_void_p, c_uint64],
     "sleep_pool_inject_fault": [c_void_p, c_int, c_uint64],
     "sleep_pool_driver_calls": [c_void_p, POINTER(c_uint64)],
 }
@@ -149,6 +158,6 @@ def _message(record: NativeError, tag: str, phase: str, reason: str) -> str:
         text += f" [{record.bytes} bytes" + (f" at {record.pointer:#x}]" if record.pointer else "]")
     if record.needed:
         text += f"; {record.needed} bytes needed, {record.free} free: put another tag to sleep, then call again"
-    elif record.code == 7:
+    elif record.code == 7 and phase != "open":
         text += "; the pool is as the driver's calls left it: the same call again does what is left"
     return text

@@ -6,6 +6,8 @@ import ctypes
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -22,20 +24,40 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class PhaseStats:
-    """The last sleep or wake-up of a tag that moved something; zeros before there was one.
+    """A tag's part of the last sleep or wake-up that moved something of it; zeros before there was one.
 
-    ``seconds`` it took (making host memory included), ``bytes`` of physical memory it gave back or took,
-    ``copied`` bytes between the device and the host.
+    Its phases run beside each other, so their seconds do not add up to ``seconds``.
+
+    Attributes:
+        seconds: from the operation's begin until the tag was done.
+        host_seconds: spent waiting for host memory to be made.
+        copy_seconds: from the first copy that was queued to the last that was waited for.
+        map_seconds: spent in the driver's calls that take and give back physical memory.
+        bytes: of physical memory given back or taken.
+        copied: bytes between the device and the host.
     """
 
     seconds: float
+    host_seconds: float
+    copy_seconds: float
+    map_seconds: float
     bytes: int
     copied: int
 
     @property
     def gib_per_s(self) -> float:
         """GiB of physical memory given back or taken in a second, copies included; 0 when nothing moved."""
-        return self.bytes / _GIB / self.seconds if self.seconds > 0 else 0.0
+        return _rate(self.bytes, self.seconds)
+
+    @property
+    def copy_gib_per_s(self) -> float:
+        """GiB copied in a second of copying; 0 when nothing was copied."""
+        return _rate(self.copied, self.copy_seconds)
+
+    @property
+    def map_gib_per_s(self) -> float:
+        """GiB of physical memory that the driver took or gave back in a second of its calls."""
+        return _rate(self.bytes, self.map_seconds)
 
 
 @dataclass(frozen=True)
@@ -74,6 +96,27 @@ class MemoryInfo:
     total: int
 
 
+class Backup:
+    """What was offloaded of a tag that sleeps, for reading; get it with :meth:`SleepPool.backup`."""
+
+    def __init__(self, pool: SleepPool, tag: str) -> None:
+        self._pool = pool
+        self.tag = tag
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the CPU of a tensor that sleeps; same shape, strides and type.
+
+        Raises:
+            InvalidArgumentError: the backup does not hold the tensor: it is awake, was discarded, or is not the tag's.
+        """
+        import torch
+
+        reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        flat = torch.empty(reach + 1 if tensor.numel() else 0, dtype=tensor.dtype, device="cpu")
+        self._pool.read_backup(self.tag, tensor.data_ptr(), flat.nbytes, flat.data_ptr())
+        return flat.as_strided(tensor.shape, tensor.stride())
+
+
 class SleepPool:
     """The memory pool of one device and one namespace. Get it with :meth:`get`.
 
@@ -92,6 +135,7 @@ class SleepPool:
         self.namespace = namespace
         self._kind, self._index = kind, index
         self._hook: torch_hooks.Hook | None = None
+        self._preparations: list[Future[None]] = []
         self._library = native.library()
         self._pool = ctypes.c_void_p()
         native.check(self._library.sleep_pool_open(kind.encode(), index, namespace.encode(), ctypes.byref(self._pool)))
@@ -182,6 +226,8 @@ class SleepPool:
 
     def _settle(self) -> None:
         """Before a sleep: what torch freed comes back, and the pool knows what lives in the rest."""
+        futures.wait(self._preparations)
+        self._preparations = []  # a failed one would keep alive what its caller's frames hold
         if self._hook is not None:
             self._hook.settle()
         self._refresh_live()
@@ -194,11 +240,14 @@ class SleepPool:
         sizes = (ctypes.c_uint64 * len(ranges))(*(live.size for live in ranges))
         native.check(self._library.sleep_pool_set_live(self._pool, addresses, sizes, len(ranges)))
 
-    def wake_up(self, tags: Sequence[str] | None = None) -> None:
+    def wake_up(self, tags: Sequence[str] | None = None, *, all_or_nothing: bool = False) -> None:
         """Puts physical memory behind the tags' addresses again and restores what was offloaded.
 
-        ``tags`` None: all of them.
         What was discarded holds anything (0xA5 in poison mode). What is awake is left as it is.
+
+        Args:
+            tags: which; all of them if None.
+            all_or_nothing: a driver call that fails leaves each of the tags as it was, instead of awake in part.
 
         Raises:
             UnknownTagError: named tag.
@@ -206,10 +255,10 @@ class SleepPool:
             DriverError: a driver call failed; what was not woken sleeps on with its backup.
         """
         if tags is None:
-            native.check(self._library.sleep_pool_wake_up_all(self._pool))
+            native.check(self._library.sleep_pool_wake_up_all(self._pool, all_or_nothing))
             return
         named = _tag_list(tags)
-        native.check(self._library.sleep_pool_wake_up(self._pool, native.names(named), len(named)))
+        native.check(self._library.sleep_pool_wake_up(self._pool, native.names(named), len(named), all_or_nothing))
 
     def set_persistent(self, tag: str, persistent: bool = True) -> None:
         """Declares that a tag never sleeps, or takes that back. Makes the tag if need be.
@@ -243,14 +292,25 @@ class SleepPool:
         native.check(self._library.sleep_pool_memory_info(self._pool, ctypes.byref(free), ctypes.byref(total)))
         return MemoryInfo(free=free.value, total=total.value)
 
-    def prepare_host(self, tag: str = "weights") -> None:
-        """Makes the host memory that offloading the tag as it is now takes, so that its first sleep need not.
+    def prepare_host(self, tag: str = "weights") -> Future[None]:
+        """Begins to make the host memory that offloading the tag as it is now takes, so that its sleep need not.
+
+        It is made in the background; a sleep that comes before it is there waits for it. ``.result()`` waits, and
+        raises what went wrong.
 
         Raises:
             UnknownTagError: no such tag.
-            OutOfMemoryError: no host memory.
+            OutOfMemoryError: no host memory; raised by the future.
         """
+        native.check(self._library.sleep_pool_check_sleep(self._pool, native.names([tag]), 1, native.names([]), 0))
         self._settle()
+        with futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare_host") as executor:
+            preparation = executor.submit(self._make_host, tag)
+            executor.shutdown(wait=False)
+        self._preparations.append(preparation)
+        return preparation
+
+    def _make_host(self, tag: str) -> None:
         native.check(self._library.sleep_pool_prepare_host(self._pool, tag.encode()))
 
     def release_host(self) -> int:
@@ -258,6 +318,34 @@ class SleepPool:
         released = ctypes.c_uint64()
         native.check(self._library.sleep_pool_release_host(self._pool, ctypes.byref(released)))
         return released.value
+
+    def backup(self, tag: str) -> Backup:
+        """Reads what sleeps: the backup of a tag.
+
+        Raises:
+            UnknownTagError: no such tag.
+        """
+        native.check(self._library.sleep_pool_read_backup(self._pool, tag.encode(), 0, 0, None))
+        return Backup(self, tag)
+
+    def read_backup(self, tag: str, address: int, size: int, to: int) -> None:
+        """Copies ``size`` bytes of a tag's backup, which belong at ``address``, to the host address ``to``.
+
+        Raises:
+            InvalidArgumentError: the backup does not hold all of them.
+        """
+        native.check(self._library.sleep_pool_read_backup(self._pool, tag.encode(), address, size, to))
+
+    def set_handle_bytes(self, size: int) -> None:
+        """The size of the physical handles of memory that is allocated from now on, on this device; 256 MiB at first.
+
+        One handle costs the driver two calls to sleep and two to wake, whatever its size; memory comes and goes by
+        the handle. SLEEP_POOL_HANDLE_MIB=256 does the same from the device's first use on.
+
+        Raises:
+            InvalidArgumentError: not a multiple of the device's granularity.
+        """
+        native.check(self._library.sleep_pool_set_handle_bytes(self._pool, max(0, size)))
 
     def set_poison(self, poison: bool) -> None:
         """Fills what was discarded with 0xA5 when it wakes, so that tests see it read.
@@ -339,4 +427,15 @@ def _tag_stats(entry: native.NativeTagStats) -> TagStats:
 
 
 def _phase_stats(phase: native.NativePhase) -> PhaseStats:
-    return PhaseStats(seconds=phase.seconds, bytes=phase.bytes, copied=phase.copied)
+    return PhaseStats(
+        seconds=phase.seconds,
+        host_seconds=phase.host_seconds,
+        copy_seconds=phase.copy_seconds,
+        map_seconds=phase.map_seconds,
+        bytes=phase.bytes,
+        copied=phase.copied,
+    )
+
+
+def _rate(size: int, seconds: float) -> float:
+    return size / _GIB / seconds if seconds > 0 else 0.0

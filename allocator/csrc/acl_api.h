@@ -9,6 +9,7 @@ namespace allocator::acl {
 
 using Error = int;
 using Stream = void*;
+using Event = void*;
 using PhysicalHandle = void*;
 
 constexpr Error kSuccess = 0;
@@ -24,6 +25,7 @@ constexpr int kOnDevice = 1;              // aclrtMemLocationType
 constexpr int kMinimumGranularity = 0;    // aclrtMemGranularityOptions
 constexpr int kHostToDevice = 1;          // aclrtMemcpyKind
 constexpr int kDeviceToHost = 2;          // aclrtMemcpyKind
+constexpr std::uint32_t kEventSync = 1;   // flag of aclrtCreateEventExWithFlag
 constexpr std::uint64_t kReserveHuge = 1; // flags of aclrtReserveMemAddress: addresses for pages of 2 MiB
 
 struct Location {
@@ -61,7 +63,9 @@ struct PhysicalProperties {
   X(Error, aclrtMallocHost, (void** memory, std::size_t bytes))                                                \
   X(Error, aclrtFreeHost, (void* memory))                                                                      \
   X(Error, aclrtCreateStream, (Stream* stream))                                                                \
-  X(Error, aclrtSynchronizeStream, (Stream stream))                                                            \
+  X(Error, aclrtCreateEventExWithFlag, (Event* event, std::uint32_t flag))                                     \
+  X(Error, aclrtRecordEvent, (Event event, Stream stream))                                                     \
+  X(Error, aclrtSynchronizeEvent, (Event event))                                                               \
   X(Error, aclrtSynchronizeDevice, ())                                                                         \
   X(Error, aclrtMemcpyAsync, (void* to, std::size_t capacity, const void* from, std::size_t bytes, int kind,   \
                               Stream stream))                                                                  \

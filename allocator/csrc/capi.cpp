@@ -316,19 +316,19 @@ int sleep_pool_set_live(sleep_pool* pool, const uint64_t* addresses, const uint6
   });
 }
 
-int sleep_pool_wake_up(sleep_pool* pool, const char* const* names, size_t count) {
+int sleep_pool_wake_up(sleep_pool* pool, const char* const* names, size_t count, int all_or_nothing) {
   return with_pool(pool, "wake_up", [&](Pool& all) -> Failure {
     Tags tags;
     if (Failure failure = find_tags(all, "wake_up", {names, count}, &tags)) return failure;
-    return all.wake_up(tags);
+    return all.wake_up(tags, all_or_nothing != 0);
   });
 }
 
-int sleep_pool_wake_up_all(sleep_pool* pool) {
-  return with_pool(pool, "wake_up", [](Pool& all) {
+int sleep_pool_wake_up_all(sleep_pool* pool, int all_or_nothing) {
+  return with_pool(pool, "wake_up", [&](Pool& all) {
     Tags tags;
     for (const auto& tag : all.tags()) tags.push_back(tag.get());
-    return all.wake_up(tags);
+    return all.wake_up(tags, all_or_nothing != 0);
   });
 }
 
@@ -355,16 +355,28 @@ int sleep_pool_require_resident(sleep_pool* pool, const char* name) {
 }
 
 int sleep_pool_prepare_host(sleep_pool* pool, const char* name) {
-  return with_pool(pool, "prepare_host", [&](Pool& all) -> Failure {
-    Tag* tag = nullptr;
+  Tag* tag = nullptr;
+  std::unique_ptr<allocator::HostArena> arena;
+  const int started = with_pool(pool, "prepare_host", [&](Pool& all) -> Failure {
     if (Failure failure = find_tag(all, "prepare_host", name, &tag)) return failure;
-    return all.prepare_host(*tag);
+    return all.start_host(*tag, &arena);
   });
+  if (started != SLEEP_POOL_OK || arena == nullptr) return started;
+  arena->join();  // without the mutex: it takes long
+  return with_pool(pool, "prepare_host", [&](Pool& all) { return all.finish_host(*tag, std::move(arena)); });
 }
 
 int sleep_pool_release_host(sleep_pool* pool, uint64_t* released) {
   *released = 0;
   return with_pool(pool, "release_host", [&](Pool& all) { return all.release_host(released); });
+}
+
+int sleep_pool_read_backup(sleep_pool* pool, const char* name, uint64_t address, uint64_t bytes, void* to) {
+  return with_pool(pool, "backup", [&](Pool& all) -> Failure {
+    Tag* tag = nullptr;
+    if (Failure failure = find_tag(all, "backup", name, &tag)) return failure;
+    return all.read_backup(*tag, reinterpret_cast<const char*>(address), bytes, static_cast<char*>(to));
+  });
 }
 
 int sleep_pool_stats(sleep_pool* pool, sleep_pool_tag_stats* stats, size_t capacity, size_t* count) {
@@ -394,6 +406,10 @@ int sleep_pool_set_poison(sleep_pool* pool, int poison) {
 
 int sleep_pool_set_capacity(sleep_pool* pool, uint64_t bytes) {
   return with_pool(pool, "set_capacity", [&](Pool& all) { return all.device().set_capacity(bytes); });
+}
+
+int sleep_pool_set_handle_bytes(sleep_pool* pool, uint64_t bytes) {
+  return with_pool(pool, "set_handle_bytes", [&](Pool& all) { return all.device().set_piece_bytes(bytes); });
 }
 
 int sleep_pool_inject_fault(sleep_pool* pool, int call, uint64_t nth) {

@@ -39,6 +39,7 @@ enum sleep_pool_call {
   SLEEP_POOL_HOST_FREE,
   SLEEP_POOL_COPY_OUT,
   SLEEP_POOL_COPY_IN,
+  SLEEP_POOL_MARK,
   SLEEP_POOL_WAIT,
   SLEEP_POOL_FILL,
   SLEEP_POOL_SYNCHRONIZE,
@@ -59,10 +60,14 @@ typedef struct {
   char message[512];
 } sleep_pool_error;
 
+/* A tag's part of a sleep or a wake-up. Its parts run beside each other, so their seconds do not add up to all. */
 typedef struct {
-  double seconds;
-  uint64_t bytes;  /* of physical memory given back or taken */
-  uint64_t copied; /* between the device and the host */
+  double seconds;      /* from the operation's begin until the tag was done */
+  double host_seconds; /* spent waiting for host memory to be made */
+  double copy_seconds; /* from the first copy that was queued to the last that was waited for */
+  double map_seconds;  /* spent in the driver's calls that take and give back physical memory */
+  uint64_t bytes;      /* of physical memory given back or taken */
+  uint64_t copied;     /* between the device and the host */
 } sleep_pool_phase;
 
 typedef struct {
@@ -108,15 +113,20 @@ SLEEP_POOL_API int sleep_pool_check_sleep(sleep_pool* pool, const char* const* o
 SLEEP_POOL_API int sleep_pool_set_live(sleep_pool* pool, const uint64_t* addresses, const uint64_t* sizes,
                                        size_t count);
 
-SLEEP_POOL_API int sleep_pool_wake_up(sleep_pool* pool, const char* const* tags, size_t count);
-SLEEP_POOL_API int sleep_pool_wake_up_all(sleep_pool* pool);
+/* With all_or_nothing a failure leaves each tag as it was; otherwise what was woken before it stays awake. */
+SLEEP_POOL_API int sleep_pool_wake_up(sleep_pool* pool, const char* const* tags, size_t count,
+                                      int all_or_nothing);
+SLEEP_POOL_API int sleep_pool_wake_up_all(sleep_pool* pool, int all_or_nothing);
 
 SLEEP_POOL_API int sleep_pool_set_persistent(sleep_pool* pool, const char* tag, int persistent);
 SLEEP_POOL_API int sleep_pool_require_resident(sleep_pool* pool, const char* tag);
-/* Makes the host memory that offloading the tag as it is now will take. */
+/* Makes the host memory that offloading the tag as it is now will take. Other calls go on meanwhile. */
 SLEEP_POOL_API int sleep_pool_prepare_host(sleep_pool* pool, const char* tag);
 /* Returns host memory that holds no backup; how much is added up in released. */
 SLEEP_POOL_API int sleep_pool_release_host(sleep_pool* pool, uint64_t* released);
+/* Copies the backup of an address range of a sleeping tag. */
+SLEEP_POOL_API int sleep_pool_read_backup(sleep_pool* pool, const char* tag, uint64_t address, uint64_t bytes,
+                                          void* to);
 /* Fills at most capacity entries, in the order the tags were made; count is how many tags there are. */
 SLEEP_POOL_API int sleep_pool_stats(sleep_pool* pool, sleep_pool_tag_stats* stats, size_t capacity,
                                     size_t* count);
@@ -125,6 +135,7 @@ SLEEP_POOL_API int sleep_pool_set_poison(sleep_pool* pool, int poison);
 
 /* Of the device, so of all its namespaces. */
 SLEEP_POOL_API int sleep_pool_set_capacity(sleep_pool* pool, uint64_t bytes);
+SLEEP_POOL_API int sleep_pool_set_handle_bytes(sleep_pool* pool, uint64_t bytes);
 /* Makes the nth driver call of this kind from now on fail, once; 0 takes the order back. */
 SLEEP_POOL_API int sleep_pool_inject_fault(sleep_pool* pool, int call, uint64_t nth);
 /* SLEEP_POOL_CALLS counters of driver calls that went well. */

@@ -5,13 +5,19 @@
 #include <cstring>
 #include <map>
 #include <sstream>
+#include <utility>
 
 namespace allocator {
 namespace {
 
 constexpr std::array<const char*, SLEEP_POOL_CALLS> kCallNames = {
     "reserve",   "unreserve", "create",  "release", "map",  "unmap",       "host_alloc",
-    "host_free", "copy_out",  "copy_in", "wait",    "fill", "synchronize", "memory_info"};
+    "host_free", "copy_out",  "copy_in", "mark",    "wait", "fill",        "synchronize", "memory_info"};
+
+// Of an arena: small enough that the first is made soon, large enough that there are few.
+constexpr std::size_t kSmallestChunk = std::size_t{32} << 20;
+constexpr std::size_t kLargestChunk = std::size_t{256} << 20;
+constexpr std::size_t kChunkMultiple = std::size_t{2} << 20;  // a huge page
 
 // Never destroyed: tensors are freed after static destruction began.
 std::map<std::string, DriverFactory>& factories() {
@@ -24,6 +30,8 @@ std::string known_kinds() {
   for (const auto& [kind, factory] : factories()) kinds += (kinds.empty() ? "" : ", ") + kind;
   return kinds;
 }
+
+Subject about(const Piece& piece) { return {piece.segment->tag_name, piece.base, piece.bytes}; }
 
 void copy_text(char* to, std::size_t capacity, const std::string& from) {
   const std::size_t length = std::min(capacity - 1, from.size());
@@ -60,6 +68,7 @@ Failure Device::open(const std::string& kind, int index, std::unique_ptr<Device>
   }
   std::unique_ptr<Device> opened(new Device(index, std::move(driver)));
   if (Failure failure = opened->read_faults(std::getenv("SLEEP_POOL_FAULT"))) return failure;
+  if (Failure failure = opened->read_piece_bytes(std::getenv("SLEEP_POOL_HANDLE_MIB"))) return failure;
   *device = std::move(opened);
   return nullptr;
 }
@@ -79,6 +88,25 @@ Failure Device::read_faults(const char* order) {
     }
     faults_[static_cast<std::size_t>(call - kCallNames.begin())] = nth;
   }
+  return nullptr;
+}
+
+Failure Device::read_piece_bytes(const char* mebibytes) {
+  if (mebibytes == nullptr) return nullptr;
+  char* end = nullptr;
+  const std::uint64_t read = std::strtoull(mebibytes, &end, 10);
+  if (*end == '\0' && read > 0 && read < (std::uint64_t{1} << 30)) return set_piece_bytes(read << 20);
+  return make_failure(SLEEP_POOL_INVALID_ARGUMENT, "open", "",
+                      std::string("SLEEP_POOL_HANDLE_MIB holds '") + mebibytes + "', want MiB such as 256");
+}
+
+Failure Device::set_piece_bytes(std::size_t bytes) {
+  if (bytes == 0 || bytes % granularity() != 0) {
+    return make_failure(SLEEP_POOL_INVALID_ARGUMENT, "set_handle_bytes", "",
+                        std::to_string(bytes) + " bytes are no multiple of the device's granularity of " +
+                            std::to_string(granularity()));
+  }
+  piece_bytes_ = bytes;
   return nullptr;
 }
 
@@ -119,65 +147,98 @@ Failure Device::unreserve(const Segment& segment) {
              [&] { return driver_->unreserve(segment.base, segment.bytes); });
 }
 
-Failure Device::create(Segment& segment) {
-  return run(SLEEP_POOL_CREATE, {segment.tag_name, segment.base, segment.bytes},
-             [&] { return driver_->create(segment.bytes, &segment.handle); });
-}
-
-Failure Device::release(Segment& segment) {
-  Failure failure = run(SLEEP_POOL_RELEASE, {segment.tag_name, segment.base, segment.bytes},
-                        [&] { return driver_->release(segment.handle); });
-  if (!failure) segment.handle = 0;
+Failure Device::create(Piece& piece) {
+  Failure failure =
+      run(SLEEP_POOL_CREATE, about(piece), [&] { return driver_->create(piece.bytes, &piece.handle); });
+  if (!failure) held_bytes_ += piece.bytes;
   return failure;
 }
 
-Failure Device::map(Segment& segment) {
-  Failure failure = run(SLEEP_POOL_MAP, {segment.tag_name, segment.base, segment.bytes},
-                        [&] { return driver_->map(segment.base, segment.bytes, segment.handle); });
-  if (!failure) segment.mapped = true;
+Failure Device::release(Piece& piece) {
+  Failure failure = run(SLEEP_POOL_RELEASE, about(piece), [&] { return driver_->release(piece.handle); });
+  if (failure) return failure;
+  piece.handle = 0;
+  held_bytes_ -= piece.bytes;
+  return nullptr;
+}
+
+Failure Device::map(Piece& piece) {
+  Failure failure =
+      run(SLEEP_POOL_MAP, about(piece), [&] { return driver_->map(piece.base, piece.bytes, piece.handle); });
+  if (!failure) piece.mapped = true;
   return failure;
 }
 
-Failure Device::unmap(Segment& segment) {
-  Failure failure = run(SLEEP_POOL_UNMAP, {segment.tag_name, segment.base, segment.bytes},
-                        [&] { return driver_->unmap(segment.base, segment.bytes); });
-  if (!failure) segment.mapped = false;
+Failure Device::unmap(Piece& piece) {
+  Failure failure =
+      run(SLEEP_POOL_UNMAP, about(piece), [&] { return driver_->unmap(piece.base, piece.bytes); });
+  if (!failure) piece.mapped = false;
   return failure;
 }
 
-Failure Device::copy_out(const Segment& segment, const HostArena& arena, const CopyRun& run_) {
-  return run(SLEEP_POOL_COPY_OUT, {segment.tag_name, segment.base, segment.bytes}, [&] {
-    return driver_->copy_out(arena.base + run_.host_offset, segment.base + run_.offset, run_.bytes);
+Failure Device::copy_out(const Piece& piece, const CopyRun& part) {
+  return run(SLEEP_POOL_COPY_OUT, about(piece),
+             [&] { return driver_->copy_out(part.host, piece.base + part.offset, part.bytes); });
+}
+
+Failure Device::copy_in(const Piece& piece, const CopyRun& part) {
+  return run(SLEEP_POOL_COPY_IN, about(piece),
+             [&] { return driver_->copy_in(piece.base + part.offset, part.host, part.bytes); });
+}
+
+Failure Device::fill(const Piece& piece, unsigned char value) {
+  return run(SLEEP_POOL_FILL, about(piece), [&] { return driver_->fill(piece.base, value, piece.bytes); });
+}
+
+Failure Device::mark(Piece& piece) {
+  return run(SLEEP_POOL_MARK, about(piece), [&] { return driver_->mark(&piece.ticket); });
+}
+
+Failure Device::wait(Piece& piece) {
+  const Ticket ticket = std::exchange(piece.ticket, 0);
+  if (ticket == 0) return nullptr;
+  return run(SLEEP_POOL_WAIT, about(piece), [&] { return driver_->wait(ticket); });
+}
+
+std::unique_ptr<HostArena> Device::start_host(std::size_t bytes) {
+  const std::size_t threads = driver_->host_threads();
+  const std::size_t share = round_up(bytes / threads, kChunkMultiple);
+  const std::size_t chunk = threads == 1 ? bytes : std::clamp(share, kSmallestChunk, kLargestChunk);
+  auto arena = std::make_unique<HostArena>(bytes, chunk);
+  std::vector<char> faults(arena->chunk_count());  // decided here: the threads must not count
+  for (char& fault : faults) fault = fault_due(SLEEP_POOL_HOST_ALLOC);
+  arena->start(threads, [driver = driver_.get(), faults](std::size_t i, std::size_t size, void** memory) {
+    return faults[i] ? Status::failed("injected fault") : driver->host_alloc(size, memory);
   });
+  return arena;
 }
 
-Failure Device::copy_in(const Segment& segment, const CopyRun& run_) {
-  return run(SLEEP_POOL_COPY_IN, {segment.tag_name, segment.base, segment.bytes}, [&] {
-    return driver_->copy_in(segment.base + run_.offset, segment.backup->base + run_.host_offset, run_.bytes);
-  });
+Failure Device::wait_host(const std::string& tag, const HostArena& arena, std::size_t chunk) {
+  const Status status = arena.wait(chunk);
+  return status.ok() ? nullptr : failed(SLEEP_POOL_HOST_ALLOC, {tag, nullptr, arena.bytes()}, status);
 }
 
-Failure Device::fill(const Segment& segment, unsigned char value) {
-  return run(SLEEP_POOL_FILL, {segment.tag_name, segment.base, segment.bytes},
-             [&] { return driver_->fill(segment.base, value, segment.bytes); });
-}
-
-Failure Device::wait(const Segment& segment, Ticket ticket) {
-  return run(SLEEP_POOL_WAIT, {segment.tag_name, segment.base, segment.bytes},
-             [&] { return driver_->wait(ticket); });
-}
-
-Failure Device::host_alloc(const std::string& tag, HostArena& arena) {
-  void* memory = nullptr;
-  Failure failure = run(SLEEP_POOL_HOST_ALLOC, {tag, nullptr, arena.bytes},
-                        [&] { return driver_->host_alloc(arena.bytes, &memory); });
-  arena.base = static_cast<char*>(memory);
+Failure Device::finish_host(const std::string& tag, HostArena& arena) {
+  arena.join();
+  Failure failure;
+  for (std::size_t i = 0; i < arena.chunk_count(); ++i) {
+    Failure of_chunk = wait_host(tag, arena, i);
+    if (!of_chunk) ++calls_[SLEEP_POOL_HOST_ALLOC];
+    if (!failure) failure = std::move(of_chunk);
+  }
   return failure;
 }
 
-Failure Device::host_free(const std::string& tag, const HostArena& arena) {
-  return run(SLEEP_POOL_HOST_FREE, {tag, arena.base, arena.bytes},
-             [&] { return driver_->host_free(arena.base, arena.bytes); });
+Failure Device::free_host(const std::string& tag, HostArena& arena, std::uint64_t* freed) {
+  for (HostArena::Chunk& chunk : arena.chunks()) {
+    if (chunk.memory == nullptr) continue;
+    Failure failure = run(SLEEP_POOL_HOST_FREE, {tag, chunk.memory, chunk.bytes},
+                          [&] { return driver_->host_free(chunk.memory, chunk.bytes); });
+    if (failure) return failure;
+    chunk.memory = nullptr;
+    *freed += chunk.bytes;
+  }
+  return nullptr;
 }
 
 Failure Device::synchronize() {

@@ -31,22 +31,33 @@ class Device {
   int index() const { return index_; }
   std::size_t granularity() const { return driver_->granularity(); }
 
-  // Each of these keeps the segment's fields true to what the driver did.
+  // The size of the pieces that segments are made of from now on; a multiple of the granularity.
+  std::size_t piece_bytes() const { return piece_bytes_; }
+  Failure set_piece_bytes(std::size_t bytes);
+
+  // Each of these keeps the fields of what it is given true to what the driver did.
   Failure reserve(const std::string& tag, std::size_t bytes, char** base);
   Failure unreserve(const Segment& segment);
-  Failure create(Segment& segment);
-  Failure release(Segment& segment);
-  Failure map(Segment& segment);
-  Failure unmap(Segment& segment);
-  Failure copy_out(const Segment& segment, const HostArena& arena, const CopyRun& run);
-  Failure copy_in(const Segment& segment, const CopyRun& run);
-  Failure fill(const Segment& segment, unsigned char value);
-  Failure wait(const Segment& segment, Ticket ticket);
-
-  Failure host_alloc(const std::string& tag, HostArena& arena);
-  Failure host_free(const std::string& tag, const HostArena& arena);
-  Ticket ticket() { return driver_->ticket(); }
+  Failure create(Piece& piece);
+  Failure release(Piece& piece);
+  Failure map(Piece& piece);
+  Failure unmap(Piece& piece);
+  Failure copy_out(const Piece& piece, const CopyRun& run);
+  Failure copy_in(const Piece& piece, const CopyRun& run);
+  Failure fill(const Piece& piece, unsigned char value);
+  Failure mark(Piece& piece);
+  Failure wait(Piece& piece);
   Failure synchronize();
+  // Bytes of the handles that were created and not released: what this process holds of the device.
+  std::size_t held_bytes() const { return held_bytes_; }
+
+  // Begins to make the arena's chunks; from then on it is finished once, after a wait for each chunk that is used.
+  std::unique_ptr<HostArena> start_host(std::size_t bytes);
+  Failure wait_host(const std::string& tag, const HostArena& arena, std::size_t chunk);
+  Failure finish_host(const std::string& tag, HostArena& arena);
+  // Returns chunk by chunk; what could not be returned stays in the arena.
+  Failure free_host(const std::string& tag, HostArena& arena, std::uint64_t* freed);
+
   Failure memory_info(MemoryInfo* info);
   Failure set_capacity(std::size_t bytes);
 
@@ -61,9 +72,12 @@ class Device {
   Failure failed(sleep_pool_call call, const Subject& subject, const Status& status);
   bool fault_due(sleep_pool_call call);
   Failure read_faults(const char* order);
+  Failure read_piece_bytes(const char* mebibytes);
 
   const int index_;
   const std::unique_ptr<Driver> driver_;
+  std::size_t piece_bytes_ = std::size_t{256} << 20;
+  std::size_t held_bytes_ = 0;
   std::array<std::uint64_t, SLEEP_POOL_CALLS> calls_{};
   std::array<std::uint64_t, SLEEP_POOL_CALLS> faults_{};  // how many calls from now; 0: never
 };

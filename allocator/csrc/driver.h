@@ -26,7 +26,7 @@ struct Status {
 };
 
 using Handle = std::uint64_t;  // physical memory; 0 is "none"
-using Ticket = std::uint64_t;  // a point in the order of copies
+using Ticket = std::uint64_t;  // stands for copies under way; 0 is "none"
 
 struct MemoryInfo {
   std::size_t free_bytes = 0;
@@ -49,21 +49,21 @@ class Driver {
   // The physical memory stays with the handle until release.
   virtual Status unmap(void* address, std::size_t bytes) = 0;
 
-  // Host memory at its exact size that copies at the link's full speed (pinned where there is a link).
+  // Host memory at its exact size that copies at the link's full speed (pinned where there is a link). Called
+  // from this many threads at once where a large backup is made; 1: making it costs nothing.
+  virtual std::size_t host_threads() const = 0;
   virtual Status host_alloc(std::size_t bytes, void** memory) = 0;
   virtual Status host_free(void* memory, std::size_t bytes) = 0;
 
-  // Copies may run asynchronously, in order. A ticket taken after a copy is waited for to know that the copy
-  // is done and went well.
+  // Copies and fills may run asynchronously. A ticket stands for those since the ticket before it; it is waited
+  // for, once, to know that they are done and went well.
   virtual Status copy_out(void* host, const void* device, std::size_t bytes) = 0;
   virtual Status copy_in(void* device, const void* host, std::size_t bytes) = 0;
-  virtual Ticket ticket() = 0;
+  virtual Status fill(void* device, unsigned char value, std::size_t bytes) = 0;
+  virtual Status mark(Ticket* ticket) = 0;
   virtual Status wait(Ticket ticket) = 0;
 
-  // Ordered like a copy.
-  virtual Status fill(void* device, unsigned char value, std::size_t bytes) = 0;
-
-  // Waits until nothing on the device uses its memory any more.
+  // Waits until nothing on the device uses its memory any more; no ticket is left to wait for.
   virtual Status synchronize() = 0;
   virtual Status memory_info(MemoryInfo* info) = 0;
 

@@ -3,10 +3,10 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <array>
 
 #include "acl_api.h"
 #include "driver.h"
+#include "lanes.h"
 #include "segment.h"
 
 namespace allocator {
@@ -14,24 +14,25 @@ namespace {
 
 using acl::Error;
 
-constexpr const char* kLibrary = "libascendcl.so";
+constexpr const char* kAclLibrary = "libascendcl.so";
 // Of one asynchronous copy; long ones are cut so that no size field of the driver's descriptors is strained.
 constexpr std::size_t kLongestCopy = std::size_t{256} << 20;
+constexpr std::size_t kAclHostThreads = 8;
 
 Status load(acl::Functions* functions) {
-  void* library = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
+  void* library = dlopen(kAclLibrary, RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     return Status::failed(std::string(dlerror()) +
                           ": install CANN and source its set_env.sh, or import torch_npu first");
   }
-#define SLEEP_POOL_ACL_LOOK_UP(result, name, parameters)                                      \
-  functions->name = reinterpret_cast<decltype(functions->name)>(dlsym(library, #name));       \
-  if (functions->name == nullptr) {                                                           \
-    return Status::failed(std::string(kLibrary) + " has no " #name ": a newer CANN is needed"); \
-  }
+  std::string missing;
+#define SLEEP_POOL_ACL_LOOK_UP(result, name, parameters)                                \
+  functions->name = reinterpret_cast<decltype(functions->name)>(dlsym(library, #name)); \
+  if (functions->name == nullptr) missing += " " #name;
   SLEEP_POOL_ACL_FUNCTIONS(SLEEP_POOL_ACL_LOOK_UP)
 #undef SLEEP_POOL_ACL_LOOK_UP
-  return {};
+  if (missing.empty()) return {};
+  return Status::failed(std::string(kAclLibrary) + " lacks" + missing + ": a newer CANN is needed");
 }
 
 // A device is current to a thread, and the pool is called from any: Python's, torch's, the garbage collector's.
@@ -75,7 +76,7 @@ class AclDriver final : public Driver {
     if (!status.ok()) return status;
     const bool power_of_two = granularity_ >= kAlignment && (granularity_ & (granularity_ - 1)) == 0;
     if (!power_of_two) return Status::failed("a granularity of " + std::to_string(granularity_) + " bytes");
-    for (acl::Stream& stream : streams_) {
+    for (acl::Stream& stream : lanes_.streams()) {
       const Status made = call("aclrtCreateStream", [&] { return acl_.aclrtCreateStream(&stream); });
       if (!made.ok()) return made;
     }
@@ -113,6 +114,8 @@ class AclDriver final : public Driver {
     return call("aclrtUnmapMem", [&] { return acl_.aclrtUnmapMem(address); });
   }
 
+  std::size_t host_threads() const override { return kAclHostThreads; }
+
   Status host_alloc(std::size_t bytes, void** memory) override {
     Status status = call("aclrtMallocHost", [&] { return acl_.aclrtMallocHost(memory, bytes); });
     if (!status.ok() || reinterpret_cast<std::uintptr_t>(*memory) % kAlignment == 0) return status;
@@ -134,19 +137,35 @@ class AclDriver final : public Driver {
 
   Status fill(void* device, unsigned char value, std::size_t bytes) override {
     return call("aclrtMemsetAsync",
-                [&] { return acl_.aclrtMemsetAsync(device, bytes, value, bytes, stream_of(next_ticket_)); });
+                [&] { return acl_.aclrtMemsetAsync(device, bytes, value, bytes, lanes_.current()); });
   }
 
-  // What is copied after a ticket was taken goes to the other stream. The pool waits for a ticket before it
-  // takes the next but one, so a stream holds no later work when it is waited for.
-  Ticket ticket() override { return next_ticket_++; }
+  Status mark(Ticket* ticket) override {
+    acl::Event event = lanes_.take();
+    if (event == nullptr) {
+      const Status made = call("aclrtCreateEventExWithFlag",
+                               [&] { return acl_.aclrtCreateEventExWithFlag(&event, acl::kEventSync); });
+      if (!made.ok()) return made;
+    }
+    Status status = call("aclrtRecordEvent", [&] { return acl_.aclrtRecordEvent(event, lanes_.current()); });
+    if (status.ok()) {
+      *ticket = lanes_.add(event);
+    } else {
+      lanes_.give_back(event);
+    }
+    return status;
+  }
 
   Status wait(Ticket ticket) override {
-    return call("aclrtSynchronizeStream", [&] { return acl_.aclrtSynchronizeStream(stream_of(ticket)); });
+    const acl::Event event = lanes_.remove(ticket);
+    if (event == nullptr) return {};
+    return call("aclrtSynchronizeEvent", [&] { return acl_.aclrtSynchronizeEvent(event); });
   }
 
   Status synchronize() override {
-    return call("aclrtSynchronizeDevice", [&] { return acl_.aclrtSynchronizeDevice(); });
+    Status status = call("aclrtSynchronizeDevice", [&] { return acl_.aclrtSynchronizeDevice(); });
+    if (status.ok()) lanes_.remove_all();
+    return status;
   }
 
   Status memory_info(MemoryInfo* info) override {
@@ -160,8 +179,6 @@ class AclDriver final : public Driver {
 
  private:
   static acl::PhysicalHandle physical(Handle handle) { return reinterpret_cast<acl::PhysicalHandle>(handle); }
-
-  acl::Stream stream_of(Ticket ticket) const { return streams_[ticket % streams_.size()]; }
 
   Status initialize() {
     const Error error = acl_.aclInit(nullptr);
@@ -180,7 +197,7 @@ class AclDriver final : public Driver {
       const std::size_t piece = std::min(kLongestCopy, bytes - done);
       const Status status = call("aclrtMemcpyAsync", [&] {
         return acl_.aclrtMemcpyAsync(static_cast<char*>(to) + done, piece, static_cast<const char*>(from) + done,
-                                     piece, kind, stream_of(next_ticket_));
+                                     piece, kind, lanes_.current());
       });
       if (!status.ok()) return status;
     }
@@ -206,8 +223,7 @@ class AclDriver final : public Driver {
   acl::Functions acl_;
   acl::PhysicalProperties properties_{};
   std::size_t granularity_ = 0;
-  std::array<acl::Stream, 2> streams_{};
-  Ticket next_ticket_ = 0;
+  Lanes<acl::Stream, acl::Event> lanes_;
 };
 
 Status open_acl_driver(int device, std::unique_ptr<Driver>* driver) {

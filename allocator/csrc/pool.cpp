@@ -1,7 +1,9 @@
 #include "pool.h"
 
 #include <algorithm>
-#include <chrono>
+#include <cstring>
+
+#include "stopwatch.h"
 
 namespace allocator {
 namespace {
@@ -12,26 +14,47 @@ constexpr std::size_t kLargestShared = std::size_t{1}
 constexpr std::size_t kLargestRequest = std::size_t{1} << 46;
 constexpr unsigned char kPoison = 0xA5;
 
-class Stopwatch {
- public:
-  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point start_ = Clock::now();
+struct Backup {
+  Piece* piece;
+  std::vector<CopyRun> runs;
 };
 
-std::size_t backup_bytes(const Tag& tag) {
+// What offloading the tag would copy.
+std::vector<Backup> plan_backup(const Tag& tag) {
+  std::vector<Backup> backups;
+  for (const auto& [base, segment] : tag.segments) {
+    auto content = segment->content();
+    for (std::size_t i = 0; i < content.size(); ++i) {
+      if (segment->pieces[i].resident) backups.push_back({&segment->pieces[i], std::move(content[i])});
+    }
+  }
+  return backups;
+}
+
+std::size_t backup_bytes(const std::vector<Backup>& backups) {
+  std::size_t bytes = 0;
+  for (const Backup& backup : backups) bytes += total_bytes(backup.runs);
+  return bytes;
+}
+
+// What waking the tag takes from the device.
+std::size_t missing_bytes(const Tag& tag) {
   std::size_t bytes = 0;
   for (const auto& [base, segment] : tag.segments) {
-    if (segment->state == State::kActive) bytes += segment->content_bytes();
+    for (const Piece& piece : segment->pieces) {
+      if (!segment->dying() && !piece.resident && piece.handle == 0) bytes += piece.bytes;
+    }
   }
   return bytes;
 }
 
 bool any_asleep(const Tag& tag) {
-  const auto asleep = [](const auto& entry) { return entry.second->state == State::kAsleep; };
-  return std::any_of(tag.segments.begin(), tag.segments.end(), asleep);
+  for (const auto& [base, segment] : tag.segments) {
+    for (const Piece& piece : segment->pieces) {
+      if (!segment->dying() && !piece.resident) return true;
+    }
+  }
+  return false;
 }
 
 bool has_backup(const Tag* tag) {
@@ -39,19 +62,39 @@ bool has_backup(const Tag* tag) {
   return std::any_of(tag->arenas.begin(), tag->arenas.end(), used);
 }
 
-void drop_backup(Segment& segment) {
-  if (segment.backup != nullptr) --segment.backup->backups;
-  segment.backup = nullptr;
-  segment.runs.clear();
+void drop_backup(Piece& piece) {
+  if (piece.backup != nullptr) --piece.backup->backups;
+  piece.backup = nullptr;
+  piece.runs.clear();
 }
 
-void forget_backups_of_active(Tag& tag) {
-  for (auto& [base, segment] : tag.segments) {
-    if (segment->state == State::kActive) drop_backup(*segment);
+// Cuts runs so that none crosses the end of a piece of host memory, and says where each goes.
+std::vector<CopyRun> place(const std::vector<CopyRun>& runs, const HostArena& arena, std::size_t offset) {
+  std::vector<CopyRun> placed;
+  for (CopyRun run : runs) {
+    while (run.bytes > 0) {
+      const std::size_t room = arena.chunk_end(arena.chunk_of(offset)) - offset;
+      const std::size_t bytes = std::min(run.bytes, room);
+      placed.push_back({run.offset, bytes, nullptr});
+      run.offset += bytes;
+      run.bytes -= bytes;
+      offset += bytes;
+    }
   }
+  return placed;
 }
 
 }  // namespace
+
+struct Pool::Move {
+  Stopwatch watch;
+  std::map<Tag*, sleep_pool_phase> phases;
+  std::map<Tag*, HostArena*> started;  // host memory that is being made
+  std::map<Tag*, double> copies_begun;
+  std::vector<Piece*> brought;  // by a wake-up, in order
+
+  sleep_pool_phase& phase(const Piece& piece) { return phases[piece.segment->tag]; }
+};
 
 Tag* Pool::find(const std::string& name) const {
   const auto same = [&name](const auto& tag) { return tag->name == name; };
@@ -92,13 +135,15 @@ Failure Pool::add_segment(Tag& tag, std::size_t bytes, bool shared, Segment** se
   bury_dying();  // what it could not return now, it tries again next time
   char* base = nullptr;
   if (Failure failure = device_->reserve(tag.name, bytes, &base)) return failure;
-  auto made = std::make_unique<Segment>(&tag, tag.name, base, bytes, shared ? &tag.free_blocks : nullptr);
+  auto made = std::make_unique<Segment>(&tag, tag.name, base, bytes, device_->piece_bytes(),
+                                        shared ? &tag.free_blocks : nullptr);
   Segment& added = *made;
   tag.segments.emplace(base, std::move(made));
   table_->emplace(base, &added);
-  Failure failure = device_->create(added);
-  if (!failure) failure = device_->map(added);
-  if (failure) {
+  for (Piece& piece : added.pieces) {
+    Failure failure = device_->create(piece);
+    if (!failure) failure = device_->map(piece);
+    if (!failure) continue;
     bury(added);
     return failure;
   }
@@ -112,19 +157,20 @@ Failure Pool::free(Segment& segment, char* pointer) {
                         "no allocation starts at the pointer");
   }
   if (!segment.empty()) return nullptr;
-  drop_backup(segment);
-  // Work queued on the device may still read what was freed.
-  Failure failure = segment.mapped ? device_->synchronize() : nullptr;
-  if (!failure) return bury(segment);
+  for (Piece& piece : segment.pieces) drop_backup(piece);
+  const auto mapped = [](const Piece& piece) { return piece.mapped; };
+  const bool any_mapped = std::any_of(segment.pieces.begin(), segment.pieces.end(), mapped);
   segment.leave_index();
-  segment.state = State::kDying;
+  segment.die();
   dying_.push_back(&segment);
-  return failure;
+  // Work queued on the device may still read what was freed.
+  Failure failure = any_mapped ? device_->synchronize() : nullptr;
+  return failure ? std::move(failure) : bury_dying();
 }
 
 Failure Pool::bury(Segment& segment) {
   segment.leave_index();
-  segment.state = State::kDying;
+  segment.die();
   dying_.push_back(&segment);
   return bury_dying();
 }
@@ -132,11 +178,13 @@ Failure Pool::bury(Segment& segment) {
 Failure Pool::bury_dying() {
   while (!dying_.empty()) {
     Segment& segment = *dying_.back();
-    if (segment.mapped) {
-      if (Failure failure = device_->unmap(segment)) return failure;
-    }
-    if (segment.handle != 0) {
-      if (Failure failure = device_->release(segment)) return failure;
+    for (Piece& piece : segment.pieces) {
+      if (piece.mapped) {
+        if (Failure failure = device_->unmap(piece)) return failure;
+      }
+      if (piece.handle != 0) {
+        if (Failure failure = device_->release(piece)) return failure;
+      }
     }
     if (Failure failure = device_->unreserve(segment)) return failure;
     dying_.pop_back();
@@ -154,109 +202,231 @@ void Pool::forget_live() {
   }
 }
 
+// All copies are queued first. Then the memory goes back: what is discarded while the copies run, what is offloaded
+// piece by piece as its copies are done.
 Failure Pool::sleep(const Tags& offload, const Tags& discard) {
   if (Failure failure = bury_dying()) return failure;
   if (Failure failure = device_->synchronize()) return failure;
+  Move move;
+  Failure failure;
   for (Tag* tag : offload) {
-    if (Failure failure = prepare_host(*tag)) return failure;
-  }
-  for (Tag* tag : offload) {
-    if (Failure failure = put_to_sleep(*tag, tag->next_arena, tag->next_arena_seconds)) return failure;
+    if (!failure) failure = start_backup(*tag, move);
   }
   for (Tag* tag : discard) {
-    if (Failure failure = put_to_sleep(*tag, nullptr, 0)) return failure;
+    if (!failure) failure = let_go(*tag, move);
   }
-  return nullptr;
-}
-
-Failure Pool::prepare_host(Tag& tag) {
-  const Stopwatch watch;
-  tag.next_arena = nullptr;
-  const std::size_t bytes = backup_bytes(tag);
-  Failure failure = bytes == 0 ? nullptr : find_or_make_arena(tag, bytes, &tag.next_arena);
-  tag.next_arena_seconds = watch.seconds();
-  return failure;
-}
-
-Failure Pool::put_to_sleep(Tag& tag, HostArena* arena, double seconds_before) {
-  const Stopwatch watch;
-  sleep_pool_phase phase{};
-  Failure failure = pass_to_sleep(tag, arena, &phase);
-  if (failure) {
-    device_->synchronize();  // copies under way must not outlive the arena's next use
-    forget_backups_of_active(tag);
+  for (Tag* tag : offload) {
+    if (!failure) failure = let_go(*tag, move);
   }
-  tag.asleep = failure ? any_asleep(tag) : true;
-  phase.seconds = seconds_before + watch.seconds();
-  if (phase.bytes > 0) tag.last_sleep = phase;
-  return failure;
+  // Each of its chunks was waited for by now, or an earlier failure is what counts.
+  for (auto& [tag, arena] : move.started) device_->finish_host(tag->name, *arena);
+  if (failure) device_->synchronize();  // copies under way must not outlive the arena's next use
+  for (Tag* tag : offload) end_sleep(*tag, move, failure != nullptr);
+  for (Tag* tag : discard) end_sleep(*tag, move, failure != nullptr);
+  return failure ? std::move(failure) : check_held();
 }
 
-// One segment's memory is given back while the copies of the next one run.
-Failure Pool::pass_to_sleep(Tag& tag, HostArena* arena, sleep_pool_phase* phase) {
-  std::size_t host_offset = 0;
-  Segment* before = nullptr;
-  Ticket before_ticket = 0;
+void Pool::end_sleep(Tag& tag, Move& move, bool failed) {
   for (auto& [base, segment] : tag.segments) {
-    if (arena != nullptr && segment->state == State::kActive) {
-      if (Failure failure = back_up(*segment, *arena, &host_offset, phase)) return failure;
+    for (Piece& piece : segment->pieces) {
+      if (!piece.resident) continue;
+      drop_backup(piece);
+      piece.ticket = 0;
     }
-    const Ticket ticket = device_->ticket();
-    if (Failure failure = let_go(before, before_ticket, phase)) return failure;
-    before = segment.get();
-    before_ticket = ticket;
   }
-  return let_go(before, before_ticket, phase);
+  free_incomplete(tag);
+  tag.asleep = failed ? any_asleep(tag) : true;
+  const sleep_pool_phase& phase = move.phases[&tag];
+  if (phase.bytes > 0) tag.last_sleep = phase;
 }
 
-Failure Pool::back_up(Segment& segment, HostArena& arena, std::size_t* host_offset, sleep_pool_phase* phase) {
-  segment.runs = segment.live_runs();
-  segment.backup = &arena;
-  ++arena.backups;
-  for (CopyRun& run : segment.runs) {
-    run.host_offset = *host_offset;
-    *host_offset += run.bytes;
-    if (Failure failure = device_->copy_out(segment, arena, run)) return failure;
-    phase->copied += run.bytes;
+Failure Pool::start_backup(Tag& tag, Move& move) {
+  std::vector<Backup> backups = plan_backup(tag);
+  const std::size_t bytes = backup_bytes(backups);
+  HostArena* arena = nullptr;
+  bool started = false;
+  if (bytes > 0) {
+    if (Failure failure = find_or_start_arena(tag, bytes, &arena, &started)) return failure;
   }
+  if (started) move.started[&tag] = arena;
+  std::size_t arena_offset = 0;
+  sleep_pool_phase& phase = move.phases[&tag];
+  const double begun = move.watch.seconds();
+  for (Backup& backup : backups) {
+    if (backup.runs.empty()) continue;
+    Piece& piece = *backup.piece;
+    piece.runs = place(backup.runs, *arena, arena_offset);
+    piece.backup = arena;
+    ++arena->backups;
+    if (Failure failure = back_up(piece, *arena, &arena_offset, move)) return failure;
+  }
+  move.copies_begun[&tag] = begun + phase.host_seconds;
   return nullptr;
 }
 
-Failure Pool::let_go(Segment* segment, Ticket ticket, sleep_pool_phase* phase) {
-  if (segment == nullptr || segment->state == State::kDying) return nullptr;
-  if (segment->state == State::kActive) {
-    if (Failure failure = device_->wait(*segment, ticket)) return failure;
+Failure Pool::back_up(Piece& piece, HostArena& arena, std::size_t* arena_offset, Move& move) {
+  sleep_pool_phase& phase = move.phase(piece);
+  for (CopyRun& run : piece.runs) {
+    const Stopwatch waiting;
+    if (Failure failure = device_->wait_host(piece.segment->tag->name, arena, arena.chunk_of(*arena_offset))) {
+      return failure;
+    }
+    phase.host_seconds += waiting.seconds();
+    run.host = arena.at(*arena_offset);
+    *arena_offset += run.bytes;
+    if (Failure failure = device_->copy_out(piece, run)) return failure;
+    phase.copied += run.bytes;
   }
-  if (segment->mapped) {
-    if (Failure failure = device_->unmap(*segment)) return failure;
+  return device_->mark(piece);
+}
+
+Failure Pool::let_go(Tag& tag, Move& move) {
+  for (auto& [base, segment] : tag.segments) {
+    if (segment->dying()) continue;
+    for (Piece& piece : segment->pieces) {
+      if (Failure failure = let_go(piece, move)) return failure;
+    }
   }
-  segment->state = State::kAsleep;
-  if (segment->handle == 0) return nullptr;
-  if (Failure failure = device_->release(*segment)) return failure;
-  phase->bytes += segment->bytes;
+  move.phases[&tag].seconds = move.watch.seconds();
   return nullptr;
+}
+
+Failure Pool::let_go(Piece& piece, Move& move) {
+  sleep_pool_phase& phase = move.phase(piece);
+  if (piece.resident && piece.ticket != 0) {
+    if (Failure failure = device_->wait(piece)) return failure;
+    phase.copy_seconds = move.watch.seconds() - move.copies_begun[piece.segment->tag];
+  }
+  const Stopwatch mapping;
+  if (piece.mapped) {
+    if (Failure failure = device_->unmap(piece)) return failure;
+  }
+  piece.resident = false;
+  if (piece.handle == 0) return nullptr;
+  if (Failure failure = device_->release(piece)) return failure;
+  phase.map_seconds += mapping.seconds();
+  phase.bytes += piece.bytes;
+  return nullptr;
+}
+
+// What this process holds of the device, by the handles that the driver gave and took, is what the pools know of.
+Failure Pool::check_held() const {
+  std::size_t known = 0;
+  for (const auto& [base, segment] : *table_) {
+    if (segment->tag->pool->device_ != device_) continue;
+    for (const Piece& piece : segment->pieces) known += piece.handle == 0 ? 0 : piece.bytes;
+  }
+  if (known == device_->held_bytes()) return nullptr;
+  return make_failure(SLEEP_POOL_INTERNAL, "sleep", "",
+                      "the driver holds " + std::to_string(device_->held_bytes()) + " bytes, the pools know of " +
+                          std::to_string(known));
 }
 
 // ---- wake up ----------------------------------------------------
 
-Failure Pool::wake_up(Tags tags) {
+// All memory is taken and all copies are queued, what has a backup first, so that the rest is mapped while the copies
+// run; then they are waited for.
+Failure Pool::wake_up(Tags tags, bool all_or_nothing) {
   if (Failure failure = bury_dying()) return failure;
   if (Failure failure = check_free_memory(tags)) return failure;
-  // What has a backup first: its host memory is of use to nobody else meanwhile.
   std::stable_partition(tags.begin(), tags.end(), has_backup);
+  Move move;
+  Failure failure;
   for (Tag* tag : tags) {
-    if (Failure failure = wake(*tag)) return failure;
+    if (!failure) failure = bring_back(*tag, move);
+  }
+  std::size_t complete = 0;
+  Failure incomplete = await_copies(move, &complete);
+  if (!failure) failure = std::move(incomplete);
+  if (failure) device_->synchronize();  // nothing may write any more to what is taken back
+  make_resident(move, failure && all_or_nothing ? 0 : complete);
+  for (Tag* tag : tags) {
+    if (failure) take_back(*tag);
+    tag->asleep = failure ? any_asleep(*tag) : false;
+    const sleep_pool_phase& phase = move.phases[tag];
+    if (phase.bytes > 0) tag->last_wake = phase;
+  }
+  return failure;
+}
+
+Failure Pool::bring_back(Tag& tag, Move& move) {
+  move.copies_begun[&tag] = move.watch.seconds();
+  for (auto& [base, segment] : tag.segments) {
+    for (Piece& piece : segment->pieces) {
+      if (piece.resident || segment->dying()) continue;
+      if (Failure failure = bring_back(piece, move)) return failure;
+      move.brought.push_back(&piece);
+    }
+  }
+  move.phases[&tag].seconds = move.watch.seconds();
+  return nullptr;
+}
+
+Failure Pool::bring_back(Piece& piece, Move& move) {
+  sleep_pool_phase& phase = move.phase(piece);
+  const Stopwatch mapping;
+  // Left over from a sleep that failed at its release; a handle is mapped once only.
+  if (piece.handle != 0 && !piece.mapped) {
+    if (Failure failure = device_->release(piece)) return failure;
+  }
+  if (piece.handle == 0) {
+    if (Failure failure = device_->create(piece)) return failure;
+    phase.bytes += piece.bytes;
+  }
+  if (!piece.mapped) {
+    if (Failure failure = device_->map(piece)) return failure;
+  }
+  phase.map_seconds += mapping.seconds();
+  for (const CopyRun& run : piece.runs) {
+    if (Failure failure = device_->copy_in(piece, run)) return failure;
+    phase.copied += run.bytes;
+  }
+  const bool poisoned = poison_ && piece.backup == nullptr;
+  if (poisoned) {
+    if (Failure failure = device_->fill(piece, kPoison)) return failure;
+  }
+  return piece.runs.empty() && !poisoned ? nullptr : device_->mark(piece);
+}
+
+// Waits in order, and says of how many pieces all went well.
+Failure Pool::await_copies(Move& move, std::size_t* complete) {
+  for (Piece* piece : move.brought) {
+    const bool copied = piece->ticket != 0;
+    if (Failure failure = device_->wait(*piece)) return failure;
+    ++*complete;
+    if (!copied) continue;
+    sleep_pool_phase& phase = move.phase(*piece);
+    phase.seconds = move.watch.seconds();
+    phase.copy_seconds = phase.seconds - move.copies_begun[piece->segment->tag];
   }
   return nullptr;
+}
+
+void Pool::make_resident(const Move& move, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) {
+    move.brought[i]->resident = true;
+    drop_backup(*move.brought[i]);
+  }
+}
+
+// Gives back what a failed wake-up took for pieces that still sleep. What the driver does not take, their next
+// sleep or wake-up finds in the piece.
+void Pool::take_back(Tag& tag) {
+  for (auto& [base, segment] : tag.segments) {
+    for (Piece& piece : segment->pieces) {
+      if (piece.resident || segment->dying()) continue;
+      piece.ticket = 0;
+      if (piece.mapped && device_->unmap(piece)) continue;
+      if (piece.handle != 0) device_->release(piece);
+    }
+  }
 }
 
 Failure Pool::check_free_memory(const Tags& tags) {
   std::size_t needed = 0;
   std::string names;
   for (const Tag* tag : tags) {
-    for (const auto& [base, segment] : tag->segments) {
-      if (segment->state == State::kAsleep && segment->handle == 0) needed += segment->bytes;
-    }
+    needed += missing_bytes(*tag);
     names += (names.empty() ? "" : ",") + tag->name;
   }
   if (needed == 0) return nullptr;
@@ -270,89 +440,40 @@ Failure Pool::check_free_memory(const Tags& tags) {
   return failure;
 }
 
-Failure Pool::wake(Tag& tag) {
-  const Stopwatch watch;
-  sleep_pool_phase phase{};
-  Failure failure = pass_to_wake(tag, &phase);
-  if (failure) take_back(tag);
-  tag.asleep = failure ? tag.asleep : false;
-  phase.seconds = watch.seconds();
-  if (phase.bytes > 0) tag.last_wake = phase;
-  return failure;
-}
-
-// One segment's memory is made and mapped while the copies of the one before it run.
-Failure Pool::pass_to_wake(Tag& tag, sleep_pool_phase* phase) {
-  Segment* before = nullptr;
-  Ticket before_ticket = 0;
-  for (auto& [base, segment] : tag.segments) {
-    if (segment->state != State::kAsleep) continue;
-    if (Failure failure = bring_back(*segment, phase)) return failure;
-    const Ticket ticket = device_->ticket();
-    if (Failure failure = make_active(before, before_ticket)) return failure;
-    before = segment.get();
-    before_ticket = ticket;
-  }
-  return make_active(before, before_ticket);
-}
-
-Failure Pool::bring_back(Segment& segment, sleep_pool_phase* phase) {
-  // Left over from a sleep that failed at its release; a handle is mapped once only.
-  if (segment.handle != 0 && !segment.mapped) {
-    if (Failure failure = device_->release(segment)) return failure;
-  }
-  if (segment.handle == 0) {
-    if (Failure failure = device_->create(segment)) return failure;
-    phase->bytes += segment.bytes;
-  }
-  if (!segment.mapped) {
-    if (Failure failure = device_->map(segment)) return failure;
-  }
-  for (const CopyRun& run : segment.runs) {
-    if (Failure failure = device_->copy_in(segment, run)) return failure;
-    phase->copied += run.bytes;
-  }
-  return poison_ && segment.backup == nullptr ? device_->fill(segment, kPoison) : nullptr;
-}
-
-Failure Pool::make_active(Segment* segment, Ticket ticket) {
-  if (segment == nullptr) return nullptr;
-  if (Failure failure = device_->wait(*segment, ticket)) return failure;
-  segment->state = State::kActive;
-  drop_backup(*segment);
-  return nullptr;
-}
-
-// Gives back what a failed wake-up took for segments that still sleep. What the driver does not take, their
-// next sleep or wake-up finds in the segment.
-void Pool::take_back(Tag& tag) {
-  device_->synchronize();
-  for (auto& [base, segment] : tag.segments) {
-    if (segment->state != State::kAsleep) continue;
-    if (segment->mapped && device_->unmap(*segment)) continue;
-    if (segment->handle != 0) device_->release(*segment);
-  }
-}
-
 // ---- host memory ------------------------------------------------
 
 // An arena is used again when it is neither too small nor more than twice what is needed.
-Failure Pool::find_or_make_arena(Tag& tag, std::size_t bytes, HostArena** arena) {
+Failure Pool::find_or_start_arena(Tag& tag, std::size_t bytes, HostArena** arena, bool* started) {
   const auto fits = [bytes](const auto& candidate) {
-    return candidate->backups == 0 && candidate->bytes >= bytes && candidate->bytes / 2 <= bytes;
+    return candidate->backups == 0 && candidate->complete() && candidate->bytes() >= bytes &&
+           candidate->bytes() / 2 <= bytes;
   };
   const auto found = std::find_if(tag.arenas.begin(), tag.arenas.end(), fits);
   HostArena* reused = found == tag.arenas.end() ? nullptr : found->get();
   std::uint64_t freed = 0;
   if (Failure failure = free_arenas(tag, reused, &freed)) return failure;
-  if (reused == nullptr) {
-    auto made = std::make_unique<HostArena>();
-    made->bytes = bytes;
-    if (Failure failure = device_->host_alloc(tag.name, *made)) return failure;
-    reused = tag.arenas.emplace_back(std::move(made)).get();
-  }
-  *arena = reused;
+  *started = reused == nullptr;
+  *arena = *started ? tag.arenas.emplace_back(device_->start_host(bytes)).get() : reused;
   return nullptr;
+}
+
+Failure Pool::start_host(Tag& tag, std::unique_ptr<HostArena>* arena) {
+  const std::size_t bytes = backup_bytes(plan_backup(tag));
+  if (bytes == 0) return nullptr;
+  HostArena* made = nullptr;
+  bool started = false;
+  if (Failure failure = find_or_start_arena(tag, bytes, &made, &started)) return failure;
+  if (!started) return nullptr;
+  *arena = std::move(tag.arenas.back());
+  tag.arenas.pop_back();
+  return nullptr;
+}
+
+Failure Pool::finish_host(Tag& tag, std::unique_ptr<HostArena> arena) {
+  HostArena& made = *tag.arenas.emplace_back(std::move(arena));
+  Failure failure = device_->finish_host(tag.name, made);
+  if (failure) free_incomplete(tag);
+  return failure;
 }
 
 Failure Pool::free_arenas(Tag& tag, const HostArena* except, std::uint64_t* freed) {
@@ -361,11 +482,21 @@ Failure Pool::free_arenas(Tag& tag, const HostArena* except, std::uint64_t* free
       ++arena;
       continue;
     }
-    if (Failure failure = device_->host_free(tag.name, **arena)) return failure;
-    *freed += (*arena)->bytes;
+    if (Failure failure = device_->free_host(tag.name, **arena, freed)) return failure;
     arena = tag.arenas.erase(arena);
   }
   return nullptr;
+}
+
+// What of an arena was made before one of its chunks failed is of no use. What cannot be returned now is returned
+// like any other arena later.
+void Pool::free_incomplete(Tag& tag) {
+  for (auto arena = tag.arenas.begin(); arena != tag.arenas.end();) {
+    std::uint64_t freed = 0;
+    const bool useless = !(*arena)->complete() && (*arena)->backups == 0;
+    const bool gone = useless && !device_->free_host(tag.name, **arena, &freed);
+    arena = gone ? tag.arenas.erase(arena) : std::next(arena);
+  }
 }
 
 Failure Pool::release_host(std::uint64_t* released) {
@@ -374,6 +505,30 @@ Failure Pool::release_host(std::uint64_t* released) {
     if (Failure failure = free_arenas(*tag, nullptr, released)) return failure;
   }
   return nullptr;
+}
+
+Failure Pool::read_backup(const Tag& tag, const char* address, std::size_t bytes, char* to) const {
+  std::size_t read = 0;
+  for (const auto& [base, segment] : tag.segments) {
+    for (const Piece& piece : segment->pieces) {
+      if (piece.resident || piece.backup == nullptr) continue;
+      for (const CopyRun& run : piece.runs) {
+        const char* const begin = std::max<const char*>(address, piece.base + run.offset);
+        const char* const end = std::min<const char*>(address + bytes, piece.base + run.offset + run.bytes);
+        if (begin >= end) continue;
+        const auto length = static_cast<std::size_t>(end - begin);
+        std::memcpy(to + (begin - address), run.host + (begin - piece.base - run.offset), length);
+        read += length;
+      }
+    }
+  }
+  if (read == bytes) return nullptr;
+  Failure failure = make_failure(SLEEP_POOL_INVALID_ARGUMENT, "backup", tag.name,
+                                 "the tag's backup holds " + std::to_string(read) +
+                                     " of these bytes: it is awake, was discarded, or does not hold them");
+  failure->pointer = reinterpret_cast<std::uintptr_t>(address);
+  failure->bytes = bytes;
+  return failure;
 }
 
 // ---- statistics -------------------------------------------------
@@ -386,13 +541,17 @@ sleep_pool_tag_stats Pool::stats(const Tag& tag) {
   stats.sleep = tag.last_sleep;
   stats.wake = tag.last_wake;
   for (const auto& [base, segment] : tag.segments) {
-    const bool held = segment->handle != 0;
-    (held ? stats.mapped : stats.asleep) += segment->bytes;
-    if (held) stats.dead += segment->bytes - segment->content_bytes();
+    const auto content = segment->content();
+    for (std::size_t i = 0; i < content.size(); ++i) {
+      const Piece& piece = segment->pieces[i];
+      const bool held = piece.handle != 0;
+      (held ? stats.mapped : stats.asleep) += piece.bytes;
+      if (held) stats.dead += piece.bytes - total_bytes(content[i]);
+    }
     stats.live += segment->live_bytes();
     stats.allocations += segment->allocations();
   }
-  for (const auto& arena : tag.arenas) stats.host += arena->bytes;
+  for (const auto& arena : tag.arenas) stats.host += arena->held_bytes();
   return stats;
 }
 

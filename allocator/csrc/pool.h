@@ -1,8 +1,7 @@
 // The pool: tags, what state their memory is in, and the moves between the states.
 //
-// Nothing here locks: the C ABI holds the one mutex around each call. Each move is made segment by segment,
-// and each driver call is recorded in its segment when it is made, so after a failure the same call finishes
-// what is left.
+// Nothing here locks: the C ABI holds the one mutex around each call. Each move is made piece by piece, and each
+// driver call is recorded in its piece when it is made, so after a failure the same call finishes what is left.
 #pragma once
 
 #include <map>
@@ -31,8 +30,6 @@ class Tag {
   std::map<char*, std::unique_ptr<Segment>> segments;
   FreeIndex free_blocks;
   std::vector<std::unique_ptr<HostArena>> arenas;
-  HostArena* next_arena = nullptr;  // where the sleep under way puts the backup
-  double next_arena_seconds = 0;    // how long it took to have it
   sleep_pool_phase last_sleep{};
   sleep_pool_phase last_wake{};
 };
@@ -55,9 +52,16 @@ class Pool {
 
   void forget_live();
   Failure sleep(const Tags& offload, const Tags& discard);
-  Failure wake_up(Tags tags);
-  Failure prepare_host(Tag& tag);
+  // With all_or_nothing a failure leaves each of the tags as it was.
+  Failure wake_up(Tags tags, bool all_or_nothing);
+
+  // Host memory for offloading the tag as it is now: begun under the lock, made without it, and given to the tag
+  // under the lock. Null when there is nothing to make.
+  Failure start_host(Tag& tag, std::unique_ptr<HostArena>* arena);
+  Failure finish_host(Tag& tag, std::unique_ptr<HostArena> arena);
   Failure release_host(std::uint64_t* released);
+  // Copies what a sleeping tag's backup holds of an address range.
+  Failure read_backup(const Tag& tag, const char* address, std::size_t bytes, char* to) const;
 
   void set_poison(bool poison) { poison_ = poison; }
   static sleep_pool_tag_stats stats(const Tag& tag);
@@ -67,20 +71,25 @@ class Pool {
   Failure bury(Segment& segment);
   Failure bury_dying();
 
-  Failure put_to_sleep(Tag& tag, HostArena* arena, double seconds_before);
-  Failure pass_to_sleep(Tag& tag, HostArena* arena, sleep_pool_phase* phase);
-  Failure back_up(Segment& segment, HostArena& arena, std::size_t* host_offset, sleep_pool_phase* phase);
-  Failure let_go(Segment* segment, Ticket ticket, sleep_pool_phase* phase);
+  struct Move;  // a sleep or a wake-up under way
 
-  Failure wake(Tag& tag);
-  Failure pass_to_wake(Tag& tag, sleep_pool_phase* phase);
-  Failure bring_back(Segment& segment, sleep_pool_phase* phase);
-  Failure make_active(Segment* segment, Ticket ticket);
+  Failure start_backup(Tag& tag, Move& move);
+  Failure back_up(Piece& piece, HostArena& arena, std::size_t* arena_offset, Move& move);
+  Failure let_go(Tag& tag, Move& move);
+  Failure let_go(Piece& piece, Move& move);
+  void end_sleep(Tag& tag, Move& move, bool failed);
+  Failure check_held() const;
+
+  Failure bring_back(Tag& tag, Move& move);
+  Failure bring_back(Piece& piece, Move& move);
+  Failure await_copies(Move& move, std::size_t* complete);
+  static void make_resident(const Move& move, std::size_t count);
   void take_back(Tag& tag);
   Failure check_free_memory(const Tags& tags);
 
-  Failure find_or_make_arena(Tag& tag, std::size_t bytes, HostArena** arena);
+  Failure find_or_start_arena(Tag& tag, std::size_t bytes, HostArena** arena, bool* started);
   Failure free_arenas(Tag& tag, const HostArena* except, std::uint64_t* freed);
+  void free_incomplete(Tag& tag);
 
   Device* const device_;
   SegmentTable* const table_;

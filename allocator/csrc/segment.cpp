@@ -5,9 +5,30 @@
 #include <numeric>
 
 namespace allocator {
+namespace {
 
-Segment::Segment(Tag* tag, const std::string& tag_name, char* base, std::size_t bytes, FreeIndex* index)
+// Adds a range that begins at or after the end of the last.
+void extend(std::vector<CopyRun>* runs, std::size_t offset, std::size_t bytes) {
+  const bool adjacent = !runs->empty() && runs->back().offset + runs->back().bytes == offset;
+  if (adjacent) {
+    runs->back().bytes += bytes;
+  } else {
+    runs->push_back({offset, bytes, nullptr});
+  }
+}
+
+}  // namespace
+
+Segment::Segment(Tag* tag, const std::string& tag_name, char* base, std::size_t bytes, std::size_t piece_bytes,
+                 FreeIndex* index)
     : tag(tag), tag_name(tag_name), base(base), bytes(bytes), index_(index) {
+  for (std::size_t begin = 0; begin < bytes; begin += piece_bytes) {
+    Piece piece{};
+    piece.segment = this;
+    piece.base = base + begin;
+    piece.bytes = std::min(piece_bytes, bytes - begin);
+    pieces.push_back(std::move(piece));
+  }
   index_add(blocks_.emplace(0, Block{bytes, 0}).first);
 }
 
@@ -20,7 +41,6 @@ void* Segment::take(char* address, std::size_t requested) {
   block->second = {taken, requested};
   ++allocations_;
   live_bytes_ += requested;
-  taken_bytes_ += taken;
   return address;
 }
 
@@ -29,7 +49,6 @@ bool Segment::give_back(char* address) {
   if (block == blocks_.end() || block->second.requested == 0) return false;
   --allocations_;
   live_bytes_ -= block->second.requested;
-  taken_bytes_ -= block->second.bytes;
   block->second.requested = 0;
   merge_with_next(block);
   if (block != blocks_.begin() && std::prev(block)->second.requested == 0) {
@@ -68,20 +87,15 @@ void Segment::add_live(const char* address, std::size_t requested) {
   live_[offset] = std::min(round_up(requested, kAlignment), bytes - offset);
 }
 
-std::size_t Segment::content_bytes() const {
-  if (live_.empty()) return taken_bytes_;
-  const auto add = [](std::size_t sum, const auto& range) { return sum + range.second; };
-  return std::accumulate(live_.begin(), live_.end(), std::size_t{0}, add);
-}
-
-std::vector<CopyRun> Segment::live_runs() const {
-  std::vector<CopyRun> runs;
-  const auto add = [&runs](std::size_t offset, std::size_t length) {
-    const bool adjacent = !runs.empty() && runs.back().offset + runs.back().bytes == offset;
-    if (adjacent) {
-      runs.back().bytes += length;
-    } else {
-      runs.push_back({offset, length, 0});
+std::vector<std::vector<CopyRun>> Segment::content() const {
+  std::vector<std::vector<CopyRun>> runs(pieces.size());
+  const std::size_t piece_bytes = pieces.front().bytes;
+  const auto add = [&](std::size_t begin, std::size_t length) {
+    for (const std::size_t end = begin + length; begin < end;) {
+      const std::size_t index = begin / piece_bytes;
+      const std::size_t taken = std::min(end, (index + 1) * piece_bytes) - begin;
+      extend(&runs[index], begin - index * piece_bytes, taken);
+      begin += taken;
     }
   };
   for (const auto& [offset, length] : live_) add(offset, length);
@@ -90,6 +104,11 @@ std::vector<CopyRun> Segment::live_runs() const {
     if (block.requested != 0) add(offset, block.bytes);
   }
   return runs;
+}
+
+std::size_t total_bytes(const std::vector<CopyRun>& runs) {
+  const auto add = [](std::size_t sum, const CopyRun& run) { return sum + run.bytes; };
+  return std::accumulate(runs.begin(), runs.end(), std::size_t{0}, add);
 }
 
 }  // namespace allocator

@@ -1,4 +1,4 @@
-// A segment: one reservation with one physical handle, cut into blocks.
+// A segment: one reservation, backed by pieces of physical memory, and cut into blocks.
 #pragma once
 
 #include <cstddef>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "driver.h"
+#include "host_arena.h"
 
 namespace allocator {
 
@@ -34,29 +35,33 @@ struct FreeBlock {
 // A tag's free blocks by size: the first that is not too small is the best fit.
 using FreeIndex = std::set<FreeBlock>;
 
-struct HostArena {
-  char* base = nullptr;
-  std::size_t bytes = 0;
-  std::size_t backups = 0;  // segments whose backup lies here
-};
-
-// Live bytes of a segment that lie in a row, and where their backup is.
+// Live bytes of a piece that lie in a row, and where their backup is.
 struct CopyRun {
-  std::size_t offset;
+  std::size_t offset;  // from the piece's base
   std::size_t bytes;
-  std::size_t host_offset;
+  char* host;
 };
 
-enum class State {
-  kActive,  // mapped, and the content is there
-  kAsleep,  // the content is in the backup, or was discarded
-  kDying,   // empty, and not all of it could be returned to the driver yet
+// One physical handle's share of a segment: what goes and comes back at once. The pool keeps its fields true
+// after each driver call.
+struct Piece {
+  Segment* segment;
+  char* base;
+  std::size_t bytes;
+
+  bool resident = true;  // its content is there; otherwise the content is in the backup, or was discarded
+  bool mapped = false;
+  Handle handle = 0;
+  Ticket ticket = 0;            // of the copies or the fill under way
+  HostArena* backup = nullptr;  // where the runs' host memory is
+  std::vector<CopyRun> runs;
 };
 
 class Segment {
  public:
   // Blocks of a segment that is given no index are not allocated a second time.
-  Segment(Tag* tag, const std::string& tag_name, char* base, std::size_t bytes, FreeIndex* index);
+  Segment(Tag* tag, const std::string& tag_name, char* base, std::size_t bytes, std::size_t piece_bytes,
+          FreeIndex* index);
 
   void* take(char* address, std::size_t bytes);
   // False when no live block starts there.
@@ -69,22 +74,18 @@ class Segment {
   void add_live(const char* address, std::size_t bytes);
 
   bool empty() const { return allocations_ == 0; }
+  bool dying() const { return dying_; }
+  void die() { dying_ = true; }
   std::size_t allocations() const { return allocations_; }
-  std::size_t live_bytes() const { return live_bytes_; }    // as asked for
-  std::size_t content_bytes() const;                        // rounded to the alignment
-  std::vector<CopyRun> live_runs() const;
+  std::size_t live_bytes() const { return live_bytes_; }  // as asked for
+  // The content of each piece, rounded to the alignment; no host memory is assigned yet.
+  std::vector<std::vector<CopyRun>> content() const;
 
   Tag* const tag;
   const std::string& tag_name;
   char* const base;
   const std::size_t bytes;
-
-  // What the segment holds; the pool keeps these true after each driver call.
-  State state = State::kActive;
-  bool mapped = false;
-  Handle handle = 0;
-  HostArena* backup = nullptr;
-  std::vector<CopyRun> runs;  // in the backup
+  std::vector<Piece> pieces;  // without gaps, each but the last of the same size
 
  private:
   struct Block {
@@ -100,9 +101,11 @@ class Segment {
   FreeIndex* index_;
   Blocks blocks_;
   std::map<std::size_t, std::size_t> live_;  // bytes by offset, rounded to the alignment
+  bool dying_ = false;                       // empty, and not all of it could be returned to the driver yet
   std::size_t allocations_ = 0;
   std::size_t live_bytes_ = 0;
-  std::size_t taken_bytes_ = 0;
 };
+
+std::size_t total_bytes(const std::vector<CopyRun>& runs);
 
 }  // namespace allocator

@@ -49,6 +49,7 @@ def pool() -> Iterator[SleepPool]:
     """An empty pool. At the end no driver call may be left to fail and the device's limit is lifted."""
     made = SleepPool.get(DEVICE, namespace=f"test{next(_numbers)}")
     yield made
+    gc.collect()  # what an expected error's traceback holds is no later test's memory
     made.set_capacity(None)
     made.set_poison(False)
     for call in made.driver_calls():

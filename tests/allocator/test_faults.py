@@ -8,8 +8,8 @@ import torch
 from allocator import DriverError, SleepPool
 
 MIB = 1 << 20
-SLEEP_CALLS = ["synchronize", "host_alloc", "copy_out", "wait", "unmap", "release"]
-WAKE_CALLS = ["memory_info", "create", "map", "copy_in", "fill", "wait"]
+SLEEP_CALLS = ["synchronize", "host_alloc", "copy_out", "mark", "wait", "unmap", "release"]
+WAKE_CALLS = ["memory_info", "create", "map", "copy_in", "fill", "mark", "wait"]
 
 
 class Tenants:
@@ -38,11 +38,13 @@ class Tenants:
 @pytest.fixture
 def tenants(pool: SleepPool, held: Callable[[], dict[str, int]]) -> Iterator[Tenants]:
     pool.set_poison(True)
+    pool.set_handle_bytes(2 * MIB)  # some tensors are made of two
     made = Tenants(pool)
     yield made
     made.weights.clear()
     made.cache.clear()
     pool.release_host()
+    pool.set_handle_bytes(256 * MIB)
     assert set(held().values()) == {0}
 
 

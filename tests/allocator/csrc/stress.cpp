@@ -1,5 +1,5 @@
-// Threads allocate and free in regions of their own while another tag sleeps and wakes with driver calls
-// failing.
+// Threads allocate and free in regions of their own, and one prepares host memory, while another tag sleeps and wakes
+// with driver calls failing.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "capi.h"
+#include "host_arena.h"
 
 namespace {
 
@@ -58,6 +59,27 @@ void work(sleep_pool* pool, int number) {
   }
 }
 
+void prepare(sleep_pool* pool) {
+  for (int i = 0; i < 30; ++i) sleep_pool_prepare_host(pool, "sleeper");  // an injected fault may be met here
+}
+
+// Chunks are used while later ones are still being made.
+void make_arena_on_threads() {
+  constexpr std::size_t kChunk = 4096;
+  allocator::HostArena arena(100 * kChunk - 64, kChunk);
+  arena.start(8, [](std::size_t, std::size_t bytes, void** memory) {
+    *memory = std::malloc(bytes);
+    return allocator::Status{};
+  });
+  for (std::size_t chunk = 0; chunk < arena.chunk_count(); ++chunk) {
+    require(arena.wait(chunk).ok(), "chunk");
+    std::memset(arena.at(chunk * kChunk), 1, arena.chunk_end(chunk) - chunk * kChunk);
+  }
+  arena.join();
+  require(arena.complete(), "arena");
+  for (auto& chunk : arena.chunks()) std::free(chunk.memory);
+}
+
 void sleep_and_wake(sleep_pool* pool, const std::vector<Allocation>& sleepers, std::mt19937& random) {
   const char* tag = "sleeper";
   // Faults of calls that workers make too would be theirs.
@@ -65,7 +87,7 @@ void sleep_and_wake(sleep_pool* pool, const std::vector<Allocation>& sleepers, s
   sleep_pool_inject_fault(pool, faults[random() % 4], 1 + random() % 8);
   while (sleep_pool_sleep(pool, &tag, 1, nullptr, 0) != 0) continue;
   sleep_pool_inject_fault(pool, faults[random() % 4], 1 + random() % 8);
-  while (sleep_pool_wake_up(pool, &tag, 1) != 0) continue;
+  while (sleep_pool_wake_up(pool, &tag, 1, random() % 2) != 0) continue;
   for (const Allocation& allocation : sleepers) allocation.check();
 }
 
@@ -74,6 +96,8 @@ void sleep_and_wake(sleep_pool* pool, const std::vector<Allocation>& sleepers, s
 int main() {
   sleep_pool* pool = nullptr;
   require(sleep_pool_open("cpu", kDevice, "default", &pool) == 0, "open");
+  require(sleep_pool_set_handle_bytes(pool, 64 << 10) == 0, "set_handle_bytes");
+  make_arena_on_threads();
   std::mt19937 random(99);
   std::vector<Allocation> sleepers;
   require(sleep_pool_enter(pool, "sleeper") == 0, "enter");
@@ -82,6 +106,7 @@ int main() {
 
   std::vector<std::thread> threads;
   for (int i = 0; i < 4; ++i) threads.emplace_back(work, pool, i);
+  threads.emplace_back(prepare, pool);
   for (int i = 0; i < 30; ++i) sleep_and_wake(pool, sleepers, random);
   for (std::thread& thread : threads) thread.join();
   free_all(&sleepers);
