@@ -14,11 +14,19 @@ SLEEP_CALLS = [
     "aclrtMallocHost",
     "aclrtMemcpyAsync",
     "memcpy",
-    "aclrtSynchronizeStream",
+    "aclrtRecordEvent",
+    "aclrtSynchronizeEvent",
     "aclrtUnmapMem",
     "aclrtFreePhysical",
 ]
-WAKE_CALLS = ["aclrtMallocPhysical", "aclrtMapMem", "aclrtMemcpyAsync", "memcpy", "aclrtSynchronizeStream"]
+WAKE_CALLS = [
+    "aclrtMallocPhysical",
+    "aclrtMapMem",
+    "aclrtMemcpyAsync",
+    "memcpy",
+    "aclrtRecordEvent",
+    "aclrtSynchronizeEvent",
+]
 
 
 class Tenants:
