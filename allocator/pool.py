@@ -211,7 +211,7 @@ class SleepPool:
         """
         if offload is None and discard is None:
             checked = _level(level)
-            self._settle()
+            self._settle(copies=checked == 1)
             native.check(self._library.sleep_pool_sleep_level(self._pool, checked))
         elif level is None:
             self._sleep_tags(_tag_list(offload or ()), _tag_list(discard or ()))
@@ -221,16 +221,17 @@ class SleepPool:
     def _sleep_tags(self, offload: list[str], discard: list[str]) -> None:
         arguments = (self._pool, native.names(offload), len(offload), native.names(discard), len(discard))
         native.check(self._library.sleep_pool_check_sleep(*arguments))
-        self._settle()
+        self._settle(copies=bool(offload))
         native.check(self._library.sleep_pool_sleep(*arguments))
 
-    def _settle(self) -> None:
-        """Before a sleep: what torch freed comes back, and the pool knows what lives in the rest."""
+    def _settle(self, copies: bool = True) -> None:
+        """Before a sleep: what torch freed comes back, and the pool knows what lives in the rest if it is copied."""
         futures.wait(self._preparations)
         self._preparations = []  # a failed one would keep alive what its caller's frames hold
         if self._hook is not None:
             self._hook.settle()
-        self._refresh_live()
+        if copies:
+            self._refresh_live()
 
     def _refresh_live(self) -> None:
         ranges = None if self._hook is None else self._hook.live_ranges()
@@ -339,8 +340,9 @@ class SleepPool:
     def set_handle_bytes(self, size: int) -> None:
         """The size of the physical handles of memory that is allocated from now on, on this device; 256 MiB at first.
 
-        One handle costs the driver two calls to sleep and two to wake, whatever its size; memory comes and goes by
-        the handle. SLEEP_POOL_HANDLE_MIB=256 does the same from the device's first use on.
+        An allocation is cut into handles of like size, up to half more or less than this. One handle costs the
+        driver two calls to sleep and two to wake, whatever its size; memory comes and goes by the handle.
+        SLEEP_POOL_HANDLE_MIB=256 does the same from the device's first use on.
 
         Raises:
             InvalidArgumentError: not a multiple of the device's granularity.

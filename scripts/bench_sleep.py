@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from sleep_contenders import CONTENDERS, GIB, Measurement, Order, installed
+from sleep_contenders import CONTENDERS, GIB, Measurement, Order, missing
 
+from rlhf_npu.errors import DeviceError
 from rlhf_npu.platform import detect_platform
 
 CONTENDER_SCRIPT = Path(__file__).with_name("sleep_contenders.py")
@@ -49,7 +50,11 @@ def arguments() -> argparse.Namespace:
 
 def device_name(wanted: str) -> str:
     """torch's name of the device to measure."""
-    platform = detect_platform(wanted.partition(":")[0])
+    try:
+        platform = detect_platform(wanted.partition(":")[0])
+    except DeviceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     return wanted if ":" in wanted else str(platform.device())
 
 
@@ -77,8 +82,8 @@ def orders(options: argparse.Namespace, device: str) -> Iterator[Order]:
 def run(order: Order, console: Console) -> Measurement | None:
     """One measurement, in a process of its own; None when it failed, which is said."""
     what = f"{order.contender}, {order.weights / GIB:.4g} GiB of weights, {order.cache / GIB:.4g} GiB of cache"
-    if not installed(order.contender):
-        console.print(f"{what}: not installed")
+    if reason := missing(order.contender, order.device):
+        console.print(f"{what}: {reason}")
         return None
     with console.status(what):
         command = [sys.executable, str(CONTENDER_SCRIPT), json.dumps(asdict(order))]
@@ -90,7 +95,9 @@ def run(order: Order, console: Console) -> Measurement | None:
 
 
 def table(results: list[Result], device: str) -> Table:
-    made = Table(title=f"Sleep and wake-up on {device}: seconds, and share of the plain copies' rate", title_justify="left")
+    made = Table(
+        title=f"Sleep and wake-up on {device}: seconds, and share of the plain copies' rate", title_justify="left"
+    )
     made.add_column("")
     for order, _ in results:
         made.add_column(f"{order.contender}\n{order.weights / GIB:.4g} + {order.cache / GIB:.4g} GiB", justify="right")
@@ -152,7 +159,7 @@ def plot(results: list[Result], path: Path) -> None:
         axes.bar(places, [value(measured) for _, measured in results], width=0.22, label=name)
     for index, (order, measured) in enumerate(results):
         link = order.weights / measured.link_out
-        axes.hlines(link, index - 0.2, index + 0.7, linestyles="dotted", label="plain copy" if index == 0 else None)
+        axes.hlines(link, index - 0.2, index + 0.7, linestyles="dotted", label="plain copy" if index == 0 else "")
     labels = [f"{order.contender}\n{order.weights / GIB:.4g} + {order.cache / GIB:.4g} GiB" for order, _ in results]
     axes.set_xticks([index + 0.25 for index in range(len(results))], labels)
     axes.set_yscale("log")

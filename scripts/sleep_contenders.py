@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any, Protocol
 
@@ -23,7 +25,7 @@ from rlhf_npu.platform import resident_bytes
 GIB = 1 << 30
 WEIGHTS, KV_CACHE = "weights", "kv_cache"
 LINK_BUFFER = 2 * GIB
-BLOCK = 64 << 20  # of the cache, which vLLM makes layer by layer
+LAYERS = 28
 
 # Qwen2-7B: an embedding, 28 layers, an output head.
 EMBEDDING = (152064, 3584)
@@ -48,7 +50,7 @@ class Measurement:
     Attributes:
         link_out, link_in: plain copies between pinned host memory and the device, just before.
         first_sleep: with nothing prepared.
-        prepared_sleep: the first after host memory was prepared.
+        prepare, prepared_sleep: medians of preparing host memory anew, and of the sleep after that.
         sleeps, wakes: of later cycles at level 1, all tags.
         sleep_level_2, wake_level_2: medians of later cycles.
         wake_weights, wake_cache: medians of waking in two steps.
@@ -153,16 +155,20 @@ CONTENDERS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
 }
 
 
-def installed(contender: str) -> bool:
-    """Whether the package that the contender comes from is here."""
+def missing(contender: str, device: str) -> str:
+    """What keeps the contender from running on the device; nothing if empty."""
     package, _ = CONTENDERS[contender]
-    return package is None or importlib.util.find_spec(package) is not None
+    if package is None:
+        return ""
+    if importlib.util.find_spec(package) is None:
+        return "not installed"
+    return "" if device.startswith("cuda") else "needs a GPU"
 
 
 def weight_shapes(size: int) -> Iterator[tuple[int, ...]]:
     """Shapes of Qwen2-7B's tensors in bfloat16 until `size` bytes are full; the last one is cut."""
     left = size // 2
-    shapes = iter([EMBEDDING, *LAYER * 28, EMBEDDING, *LAYER * 1000])
+    shapes = iter([EMBEDDING, *LAYER * LAYERS, EMBEDDING, *LAYER * 1000])
     while left > 0:
         shape = next(shapes)
         numel = torch.Size(shape).numel()
@@ -182,6 +188,9 @@ class Bench:
         """Run the whole course."""
         result = Measurement(*self._link())
         self.contender = CONTENDERS[self.order.contender][1](self.order.device)
+        numel = min(math.prod(EMBEDDING), self.order.weights // 2)
+        self.noise = torch.randn(numel, generator=torch.Generator().manual_seed(0)).bfloat16()
+        self._bits_sum(self.noise[: 1 << 20].to(self.order.device))  # loads what the device needs for it
         before = self._used()
         self._fill()
         self._first_cycle(result, before)
@@ -200,21 +209,21 @@ class Bench:
             shapes = weight_shapes(self.order.weights)
             self.weights = [torch.empty(shape, dtype=torch.bfloat16, device=device) for shape in shapes]
         with self.contender.region(KV_CACHE):
-            block = min(BLOCK, self.order.cache)
-            sizes = [block] * (self.order.cache // block)
-            self.cache = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
-        largest = max(weight.numel() for weight in self.weights)
-        noise = torch.randn(largest, generator=torch.Generator().manual_seed(0)).bfloat16()
+            size = self.order.cache // LAYERS  # vLLM makes it layer by layer
+            self.cache = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(LAYERS)]
         for weight in self.weights:
-            weight.copy_(noise[-weight.numel() :].view(weight.shape))
-        for block in self.cache:
-            block.zero_()
+            weight.copy_(self.noise[-weight.numel() :].view(weight.shape))
+        for layer in self.cache:
+            layer.zero_()
         self.sums = self._sums()
 
     def _sums(self) -> list[int]:
-        is_gpu = self.torch_device is torch.cuda
-        weights = self.weights if is_gpu else [weight.cpu() for weight in self.weights]
-        return [int(weight.view(torch.int16).sum(dtype=torch.int64)) for weight in weights]
+        return [self._bits_sum(weight) for weight in self.weights]
+
+    def _bits_sum(self, weight: torch.Tensor) -> int:
+        if self.torch_device is not torch.cuda:
+            weight = weight.cpu()
+        return int(weight.view(torch.int16).sum(dtype=torch.int64))
 
     def _first_cycle(self, result: Measurement, used_before: int) -> None:
         resident = resident_bytes()
@@ -240,18 +249,21 @@ class Bench:
         for _ in range(self.order.cycles):
             self.contender.sleep(1)
             for tag, seconds in steps.items():
-                seconds.append(self._time(lambda tag=tag: self.contender.wake_up([tag])))
+                seconds.append(self._time(partial(self.contender.wake_up, [tag])))
             result.intact &= self._sums() == self.sums
         result.wake_weights, result.wake_cache = (median(steps[tag]) for tag in (WEIGHTS, KV_CACHE))
 
     def _prepared_cycle(self, result: Measurement) -> None:
         pool = self.contender.pool
-        resident = resident_bytes()
-        pool.release_host()
-        result.host_after_release = max(0, result.host - max(0, resident - resident_bytes()))
-        result.prepare = self._time(lambda: pool.prepare_host().result())
-        result.prepared_sleep = self._time(lambda: self.contender.sleep(1))
-        self._wake(result)
+        prepares, sleeps = [], []
+        for _ in range(3):
+            resident = resident_bytes()
+            pool.release_host()
+            result.host_after_release = max(0, result.host - max(0, resident - resident_bytes()))
+            prepares.append(self._time(lambda: pool.prepare_host().result()))
+            sleeps.append(self._time(lambda: self.contender.sleep(1)))
+            self._wake(result)
+        result.prepare, result.prepared_sleep = median(prepares), median(sleeps)
 
     def _level_2(self, result: Measurement) -> None:
         sleeps, wakes = [], []
@@ -266,17 +278,20 @@ class Bench:
         host = torch.ones(size, dtype=torch.uint8, pin_memory=not self.on_cpu)
         device = torch.ones(size, dtype=torch.uint8, device=self.order.device)
         times = max(1, round(self.order.weights / size))
-
-        def copy(to: torch.Tensor, source: torch.Tensor) -> None:
-            for _ in range(times):
-                to.copy_(source, non_blocking=True)
-
-        out = min(self._time(lambda: copy(host, device)) for _ in range(3))
-        into = min(self._time(lambda: copy(device, host)) for _ in range(3))
+        out, into = self._copy_seconds(host, device, times), self._copy_seconds(device, host, times)
         del host, device
         if not self.on_cpu:
             self.torch_device.empty_cache()
         return times * size / out, times * size / into
+
+    def _copy_seconds(self, to: torch.Tensor, source: torch.Tensor, times: int) -> float:
+        """Of the best of three times as many copies."""
+
+        def copy() -> None:
+            for _ in range(times):
+                to.copy_(source, non_blocking=True)
+
+        return min(self._time(copy) for _ in range(3))
 
     def _time(self, operation: Callable[[], object]) -> float:
         self._synchronize()

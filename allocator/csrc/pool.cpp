@@ -135,7 +135,7 @@ Failure Pool::add_segment(Tag& tag, std::size_t bytes, bool shared, Segment** se
   bury_dying();  // what it could not return now, it tries again next time
   char* base = nullptr;
   if (Failure failure = device_->reserve(tag.name, bytes, &base)) return failure;
-  auto made = std::make_unique<Segment>(&tag, tag.name, base, bytes, device_->piece_bytes(),
+  auto made = std::make_unique<Segment>(&tag, tag.name, base, bytes, device_->piece_bytes(bytes),
                                         shared ? &tag.free_blocks : nullptr);
   Segment& added = *made;
   tag.segments.emplace(base, std::move(made));
