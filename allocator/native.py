@@ -71,6 +71,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "sleep_pool_read_backup": [c_void_p, c_char_p, c_uint64, c_uint64, c_void_p],
     "sleep_pool_stats": [c_void_p, POINTER(NativeTagStats), c_size_t, POINTER(c_size_t)],
     "sleep_pool_memory_info": [c_void_p, POINTER(c_uint64), POINTER(c_uint64)],
+    "sleep_pool_granularity": [c_void_p, POINTER(c_uint64)],
     "sleep_pool_set_poison": [c_void_p, c_int],
     "sleep_pool_set_capacity": [c_void_p, c_uint64],
     "sleep_pool_set_handle_bytes": [c_void_p, c_uint64],

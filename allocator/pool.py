@@ -293,6 +293,12 @@ class SleepPool:
         native.check(self._library.sleep_pool_memory_info(self._pool, ctypes.byref(free), ctypes.byref(total)))
         return MemoryInfo(free=free.value, total=total.value)
 
+    def granularity(self) -> int:
+        """What the device's physical memory comes in multiples of, in bytes."""
+        granularity = ctypes.c_uint64()
+        native.check(self._library.sleep_pool_granularity(self._pool, ctypes.byref(granularity)))
+        return granularity.value
+
     def prepare_host(self, tag: str = "weights") -> Future[None]:
         """Begins to make the host memory that offloading the tag as it is now takes, so that its sleep need not.
 

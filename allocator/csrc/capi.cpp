@@ -397,6 +397,13 @@ int sleep_pool_memory_info(sleep_pool* pool, uint64_t* free_bytes, uint64_t* tot
   });
 }
 
+int sleep_pool_granularity(sleep_pool* pool, uint64_t* bytes) {
+  return with_pool(pool, "granularity", [&](Pool& all) -> Failure {
+    *bytes = all.device().granularity();
+    return nullptr;
+  });
+}
+
 int sleep_pool_set_poison(sleep_pool* pool, int poison) {
   return with_pool(pool, "set_poison", [&](Pool& all) -> Failure {
     all.set_poison(poison != 0);

@@ -131,6 +131,8 @@ SLEEP_POOL_API int sleep_pool_read_backup(sleep_pool* pool, const char* tag, uin
 SLEEP_POOL_API int sleep_pool_stats(sleep_pool* pool, sleep_pool_tag_stats* stats, size_t capacity,
                                     size_t* count);
 SLEEP_POOL_API int sleep_pool_memory_info(sleep_pool* pool, uint64_t* free_bytes, uint64_t* total_bytes);
+/* What the device's physical memory comes in multiples of. */
+SLEEP_POOL_API int sleep_pool_granularity(sleep_pool* pool, uint64_t* bytes);
 SLEEP_POOL_API int sleep_pool_set_poison(sleep_pool* pool, int poison);
 
 /* Of the device, so of all its namespaces. */
