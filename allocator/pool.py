@@ -241,6 +241,14 @@ class SleepPool:
         sizes = (ctypes.c_uint64 * len(ranges))(*(live.size for live in ranges))
         native.check(self._library.sleep_pool_set_live(self._pool, addresses, sizes, len(ranges)))
 
+    def trim(self) -> None:
+        """Returns to the device what was made in regions and freed since, and torch has kept; a sleep does it too.
+
+        Raises:
+            DriverError: a driver call failed; what could not be returned is returned later.
+        """
+        self.sleep(offload=[], discard=[])
+
     def wake_up(self, tags: Sequence[str] | None = None, *, all_or_nothing: bool = False) -> None:
         """Puts physical memory behind the tags' addresses again and restores what was offloaded.
 
