@@ -196,6 +196,7 @@ class SleepPool:
         *,
         offload: Sequence[str] | None = None,
         discard: Sequence[str] | None = None,
+        droppable: Sequence[torch.Tensor] = (),
     ) -> None:
         """Gives back the physical memory of tags; the addresses stay.
 
@@ -203,26 +204,34 @@ class SleepPool:
         discarded; persistent tags stay), or the tags by name. Without arguments: level 1. What sleeps already
         is left as it is.
 
+        Args:
+            level: 1 or 2.
+            offload: tags that are copied to the host.
+            discard: tags that are not.
+            droppable: tensors of the tags to offload that need not be copied, because something overwrites them after
+                the wake-up; until then they hold anything.
+
         Raises:
-            InvalidArgumentError: bad level, level and tags, a tag named twice.
+            InvalidArgumentError: bad level, level and tags or droppable tensors, a tag named twice.
             UnknownTagError, PersistentTagError: named tag.
             OutOfMemoryError: no host memory for the backup; nothing is lost.
             DriverError: a driver call failed; nothing that is to be offloaded is lost.
         """
-        if offload is None and discard is None:
+        if offload is None and discard is None and not droppable:
             checked = _level(level)
             self._settle(copies=checked == 1)
             native.check(self._library.sleep_pool_sleep_level(self._pool, checked))
         elif level is None:
-            self._sleep_tags(_tag_list(offload or ()), _tag_list(discard or ()))
+            self._sleep_tags(_tag_list(offload or ()), _tag_list(discard or ()), droppable)
         else:
             raise InvalidArgumentError("sleep takes a level or tags, not both", phase="sleep")
 
-    def _sleep_tags(self, offload: list[str], discard: list[str]) -> None:
+    def _sleep_tags(self, offload: list[str], discard: list[str], droppable: Sequence[torch.Tensor]) -> None:
         arguments = (self._pool, native.names(offload), len(offload), native.names(discard), len(discard))
         native.check(self._library.sleep_pool_check_sleep(*arguments))
         self._settle(copies=bool(offload))
-        native.check(self._library.sleep_pool_sleep(*arguments))
+        dropped = native.ranges([(tensor.data_ptr(), tensor.nbytes) for tensor in droppable if tensor.is_contiguous()])
+        native.check(self._library.sleep_pool_sleep(*arguments, *dropped))
 
     def _settle(self, copies: bool = True) -> None:
         """Before a sleep: what torch freed comes back, and the pool knows what lives in the rest if it is copied."""
@@ -237,9 +246,8 @@ class SleepPool:
         ranges = None if self._hook is None else self._hook.live_ranges()
         if ranges is None:
             return
-        addresses = (ctypes.c_uint64 * len(ranges))(*(live.address for live in ranges))
-        sizes = (ctypes.c_uint64 * len(ranges))(*(live.size for live in ranges))
-        native.check(self._library.sleep_pool_set_live(self._pool, addresses, sizes, len(ranges)))
+        arrays = native.ranges([(live.address, live.size) for live in ranges])
+        native.check(self._library.sleep_pool_set_live(self._pool, *arrays))
 
     def trim(self) -> None:
         """Returns to the device what was made in regions and freed since, and torch has kept; a sleep does it too.

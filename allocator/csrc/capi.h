@@ -102,8 +102,11 @@ SLEEP_POOL_API void sleep_pool_free(void* pointer, size_t bytes, int device, voi
 SLEEP_POOL_API int sleep_pool_owns_host(const void* pointer);
 
 SLEEP_POOL_API int sleep_pool_sleep_level(sleep_pool* pool, int level);
+/* The droppable ranges are not copied though they live in tags to offload: they hold anything after the wake-up. */
 SLEEP_POOL_API int sleep_pool_sleep(sleep_pool* pool, const char* const* offload, size_t offload_count,
-                                    const char* const* discard, size_t discard_count);
+                                    const char* const* discard, size_t discard_count,
+                                    const uint64_t* droppable_addresses, const uint64_t* droppable_sizes,
+                                    size_t droppable_count);
 /* What sleep_pool_sleep would refuse; changes nothing. */
 SLEEP_POOL_API int sleep_pool_check_sleep(sleep_pool* pool, const char* const* offload, size_t offload_count,
                                           const char* const* discard, size_t discard_count);

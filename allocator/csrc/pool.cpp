@@ -202,6 +202,12 @@ void Pool::forget_live() {
   }
 }
 
+void Pool::forget_droppable() {
+  for (auto& tag : tags_) {
+    for (auto& [base, segment] : tag->segments) segment->forget_droppable();
+  }
+}
+
 // All copies are queued first. Then the memory goes back: what is discarded while the copies run, what is offloaded
 // piece by piece as its copies are done.
 Failure Pool::sleep(const Tags& offload, const Tags& discard) {
@@ -377,15 +383,14 @@ Failure Pool::bring_back(Piece& piece, Move& move) {
     if (Failure failure = device_->map(piece)) return failure;
   }
   phase.map_seconds += mapping.seconds();
+  if (poison_) {  // what is not copied in shows
+    if (Failure failure = device_->fill(piece, kPoison)) return failure;
+  }
   for (const CopyRun& run : piece.runs) {
     if (Failure failure = device_->copy_in(piece, run)) return failure;
     phase.copied += run.bytes;
   }
-  const bool poisoned = poison_ && piece.backup == nullptr;
-  if (poisoned) {
-    if (Failure failure = device_->fill(piece, kPoison)) return failure;
-  }
-  return piece.runs.empty() && !poisoned ? nullptr : device_->mark(piece);
+  return piece.runs.empty() && !poison_ ? nullptr : device_->mark(piece);
 }
 
 // Waits in order, and says of how many pieces all went well.

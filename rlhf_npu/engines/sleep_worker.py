@@ -36,24 +36,10 @@ class SleepMixin:
         return self._pool().region(tag) if tag in (WEIGHTS, KV_CACHE) else nullcontext()
 
     def sleep(self, level: int = 1) -> None:
-        """Level 1 offloads the weights and drops the KV cache; level 2 drops both and keeps the buffers."""
-        saved = {}
-        if level == 2:
-            saved = {name: buffer.to("cpu", copy=True) for name, buffer in self._named_buffers()}
-        self._pool().sleep(level=level)
-        self._saved_buffers: dict[str, torch.Tensor] = saved
+        """Drop the KV cache; level 1 offloads the weights, level 2 of their memory only what is no parameter."""
+        parameters = list(self.model_runner.model.parameters()) if level == 2 else []
+        self._pool().sleep(offload=[WEIGHTS], discard=[KV_CACHE], droppable=parameters)
 
     def wake_up(self, tags: list[str] | None = None) -> None:
-        """Map `tags` (all if None) again and restore the buffers that level 2 dropped."""
+        """Map `tags` (all if None) again; after level 2 the parameters hold anything until they are loaded."""
         self._pool().wake_up(tags)
-        if tags is None or WEIGHTS in tags:
-            self._restore_buffers()
-
-    def _restore_buffers(self) -> None:
-        for name, buffer in self._named_buffers():
-            if name in self._saved_buffers:
-                buffer.copy_(self._saved_buffers[name])
-        self._saved_buffers = {}
-
-    def _named_buffers(self) -> list[tuple[str, torch.Tensor]]:
-        return list(self.model_runner.model.named_buffers())

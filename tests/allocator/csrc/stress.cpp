@@ -92,7 +92,7 @@ void sleep_and_wake(sleep_pool* pool, const std::vector<Allocation>& sleepers, s
   // Faults of calls that workers make too would be theirs.
   const int faults[] = {SLEEP_POOL_COPY_OUT, SLEEP_POOL_COPY_IN, SLEEP_POOL_WAIT, SLEEP_POOL_HOST_ALLOC};
   sleep_pool_inject_fault(pool, faults[random() % 4], 1 + random() % 8);
-  while (sleep_pool_sleep(pool, &tag, 1, nullptr, 0) != 0) continue;
+  while (sleep_pool_sleep(pool, &tag, 1, nullptr, 0, nullptr, nullptr, 0) != 0) continue;
   sleep_pool_inject_fault(pool, faults[random() % 4], 1 + random() % 8);
   while (sleep_pool_wake_up(pool, &tag, 1, random() % 2) != 0) continue;
   for (const Allocation& allocation : sleepers) allocation.check();
