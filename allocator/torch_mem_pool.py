@@ -2,17 +2,20 @@
 
 torch cuts the segments it takes from the pool into tensors and keeps what is freed for later. So before a sleep
 
-- the ``MemPool`` of each closed region is given up: torch then returns the segments in which nothing lives, and a
-  region that opens later gets a new one, so no tensor is ever made in memory that sleeps;
+- the ``MemPool`` of each closed region is given up: torch then returns the segments in which nothing lives;
+- this thread's open regions get new ones, so that no tensor is made in memory that sleeps;
 - the pool is told which bytes of the other segments live, and copies only those.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import threading
-from contextlib import AbstractContextManager
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -45,23 +48,104 @@ class Route:
         self._context: AbstractContextManager[None] | None = None
 
     def resume(self) -> None:
-        self._context = self.hook.torch_device.use_mem_pool(self.mem_pool, self.hook.index)
-        self._context.__enter__()
+        if self._context is not None:
+            return
+        context = self.hook.torch_device.use_mem_pool(self.mem_pool, self.hook.index)
+        context.__enter__()
+        self._context = context
 
     def pause(self) -> None:
-        if self._context is not None:
-            self._context.__exit__(None, None, None)
-            self._context = None
+        context, self._context = self._context, None
+        if context is not None:
+            context.__exit__(None, None, None)
 
 
-# This thread's open routes by device, of all namespaces: torch allows one MemPool at a time.
+class _Mark:
+    """A thread, for as long as it runs: what a threading.local holds goes when its thread ends."""
+
+
 _threads = threading.local()
 
 
-def _open_routes(device: tuple[str, int]) -> list[Route]:
-    if not hasattr(_threads, "routes"):
-        _threads.routes = {}
-    return _threads.routes.setdefault(device, [])
+def _mark_of_this_thread() -> weakref.ref[_Mark]:
+    if not hasattr(_threads, "mark"):
+        _threads.mark = _Mark()
+    return weakref.ref(_threads.mark)
+
+
+class OpenRoutes:
+    """The open routes of one device: of all threads, and of all namespaces.
+
+    torch allows a thread one MemPool at a time, so the innermost route of each is the one that is not paused.
+    And torch ends the process when a MemPool is destroyed while any thread is inside one. So who enters, leaves
+    or destroys holds the lock.
+    """
+
+    def __init__(self) -> None:
+        # A thread may come in twice: the garbage collector closes what was left open, at any moment.
+        self.lock = threading.RLock()
+        self._by_thread: dict[weakref.ref[_Mark], list[Route]] = {}
+
+    def open(self, route: Route) -> None:
+        """Makes a route this thread's innermost."""
+        with self.lock, self._innermost_paused():
+            self._by_thread.setdefault(_mark_of_this_thread(), []).append(route)
+
+    def close(self, route: Route) -> bool:
+        """Ends a route; the one around it goes on. False when it had ended already, with its thread."""
+        with self.lock, self._innermost_paused():
+            route.pause()
+            for mark, routes in self._by_thread.items():
+                if route in routes:
+                    routes.remove(route)
+                    if not routes:
+                        del self._by_thread[mark]
+                    return True
+            return False
+
+    def of_this_thread(self) -> list[Route]:
+        """Outermost first."""
+        return self._by_thread.get(_mark_of_this_thread(), [])
+
+    @contextmanager
+    def outside(self) -> Iterator[bool]:
+        """Within it, this thread is inside no route; says whether no other one is, which stays so."""
+        with self.lock, self._innermost_paused():
+            self._close_what_ended_threads_left_open()
+            yield self._by_thread.keys() <= {_mark_of_this_thread()}
+
+    @contextmanager
+    def _innermost_paused(self) -> Iterator[None]:
+        """Within it, this thread is inside no route; at the end it is inside what is its innermost then."""
+        for route in self.of_this_thread()[-1:]:
+            route.pause()
+        try:
+            yield
+        finally:
+            for route in self.of_this_thread()[-1:]:
+                route.resume()
+
+    def _close_what_ended_threads_left_open(self) -> None:
+        for mark in [mark for mark in self._by_thread if mark() is None]:
+            for route in self._by_thread.pop(mark):
+                route.pause()
+                route.hook.take_back(route)
+
+
+_open_routes: dict[tuple[str, int], OpenRoutes] = {}
+# Never destroyed, not even when Python ends or in a forked child: with a hook go its MemPools, at a moment when
+# other threads may be inside one, or to a device that is the parent's.
+_hooks: list[MemPoolHook] = []
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_hooks))
+
+
+def _renew_locks() -> None:
+    """In a forked child: a thread that held one is the parent's."""
+    for routes in _open_routes.values():
+        routes.lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 class MemPoolHook:
@@ -75,9 +159,12 @@ class MemPoolHook:
         self.kind = kind
         self.index = index
         self.torch_device = _torch_device(kind)
+        self._routes = _open_routes.setdefault((kind, index), OpenRoutes())
+        # All that changes a list of MemPools holds the lock of the routes.
         self._idle: dict[str, list[Any]] = {}
+        self._spoiled: list[Any] = []
         self._tried = False
-        self._lock = threading.Lock()
+        _hooks.append(self)
 
     def check(self) -> None:
         """Raises when torch would pass the pool by."""
@@ -85,17 +172,15 @@ class MemPoolHook:
 
     def enter(self, tag: str) -> Route:
         """Routes this thread's allocations to the tag, whose region the pool has opened already."""
-        with self._lock:
-            idle = self._idle.get(tag, [])
-            mem_pool = idle.pop() if idle else None
-        route = Route(self, tag, mem_pool or self._new_mem_pool())
-        routes = _open_routes((self.kind, self.index))
-        if routes:
-            routes[-1].pause()
-        route.resume()
-        routes.append(route)
-        if not self._tried:
-            self._try(route)
+        route = Route(self, tag, self._idle_or_new(tag))
+        try:
+            self._routes.open(route)
+            if not self._tried:
+                self._try(route)
+        except BaseException:
+            self._routes.close(route)
+            self._spoil(route)
+            raise
         return route
 
     def leave(self, route: Route) -> None:
@@ -104,26 +189,35 @@ class MemPoolHook:
         Raises:
             HookError: expandable segments were switched on inside, so tensors were made past the pool.
         """
-        route.pause()
-        routes = _open_routes((self.kind, self.index))
-        routes.remove(route)
-        if routes:
-            routes[-1].pause()
-            routes[-1].resume()
-        with self._lock:
-            self._idle.setdefault(route.tag, []).append(route.mem_pool)
-        self._check_segments(route)
+        if not self._routes.close(route):
+            return
+        try:
+            self._check_segments(route)
+        except BaseException:
+            self._spoil(route)
+            raise
+        self.take_back(route)
 
     def settle(self) -> None:
-        """Finishes queued work and makes torch return the segments in which nothing lives."""
+        """Finishes queued work and makes torch return the segments in which nothing lives.
+
+        While another thread is in a region of the device, what torch keeps stays with it until a later call.
+        """
         self.torch_device.synchronize(self.index)  # also launches what torch has queued on the host
-        with self._lock:
-            self._idle.clear()
-        routes = _open_routes((self.kind, self.index))
-        for route in routes:
-            if route.hook is self:
-                self._renew(route, is_innermost=route is routes[-1])
+        with self._routes.outside() as nobody_is_inside:
+            for route in self._routes.of_this_thread():
+                if route.hook is self:
+                    self._renew(route)
+            if nobody_is_inside:
+                self._idle.clear()
+                self._spoiled.clear()
         self.torch_device.empty_cache()
+
+    def take_back(self, route: Route) -> None:
+        """Keeps a closed route's MemPool for the tag's next region, which cannot open while the tag sleeps."""
+        with self._routes.lock:
+            self._idle.setdefault(route.tag, []).append(route.mem_pool)
+            route.mem_pool = None
 
     def live_ranges(self) -> list[LiveRange]:
         """What lives in the segments that torch holds of the device, the pool's and others."""
@@ -136,38 +230,39 @@ class MemPoolHook:
             if block["state"] in _LIVE
         ]
 
+    def _idle_or_new(self, tag: str) -> Any:
+        with self._routes.lock:
+            idle = self._idle.get(tag)
+            return idle.pop() if idle else self._new_mem_pool()
+
     def _new_mem_pool(self) -> Any:
         return self.torch_device.MemPool(_pluggable_allocator(self.kind).allocator())
 
-    def _renew(self, route: Route, is_innermost: bool) -> None:
-        route.pause()
-        route.mem_pool = self._new_mem_pool()
-        if is_innermost:
-            route.resume()
+    def _renew(self, route: Route) -> None:
+        new = self._new_mem_pool()
+        self.take_back(route)
+        route.mem_pool = new
+
+    def _spoil(self, route: Route) -> None:
+        """Keeps a MemPool, which no tensor may be made in again, until it can be destroyed."""
+        with self._routes.lock:
+            self._spoiled.append(route.mem_pool)
+            route.mem_pool = None
 
     def _try(self, route: Route) -> None:
         """Makes a small tensor in the first region, to see where it ends up before anything of value is made."""
         import torch
 
-        try:
-            probe = torch.empty(1, device=f"{self.kind}:{self.index}", dtype=torch.uint8)
-            self._check_segments(route)
-        except BaseException:
-            self._abandon(route)
-            raise
-        del probe
+        torch.empty(1, device=f"{self.kind}:{self.index}", dtype=torch.uint8)
+        self._check_segments(route)
         self._tried = True
 
-    def _abandon(self, route: Route) -> None:
-        route.pause()
-        routes = _open_routes((self.kind, self.index))
-        routes.remove(route)
-        if routes:
-            routes[-1].resume()
-
     def _check_segments(self, route: Route) -> None:
-        segments = self.torch_device.memory_snapshot(route.mem_pool.id)
-        if any(segment["is_expandable"] for segment in segments):
+        # Asked for one MemPool's, torch_npu 2.13 frees the numbers in its id although they are in use: the
+        # process crashes at any later moment. So all are asked for.
+        segments = self.torch_device.memory_snapshot()
+        of_route = [segment for segment in segments if tuple(segment["segment_pool_id"]) == route.mem_pool.id]
+        if any(segment["is_expandable"] for segment in of_route):
             raise HookError(_EXPANDABLE.format(where="torch's allocator settings"), tag=route.tag, phase="region")
 
 

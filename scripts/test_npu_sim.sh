@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tests the sleep pool with the real torch_npu on a simulated AscendCL. Takes pytest's arguments.
+# Tests the sleep pool with the real torch_npu on a simulated AscendCL, whose streams run early and late.
+# Takes pytest's arguments.
 # .venv-npu holds torch_npu alone and sees .venv's packages: importing torch loads torch_npu there, and only there.
 set -euo pipefail
 
@@ -19,6 +20,7 @@ fi
 make -s -C "$root/tests/aclsim" PYTHON="$venv/bin/python"
 
 cd "$root"
+(($#)) || set -- tests/allocator tests/aclsim
 for mode in eager lazy; do
-  ACLSIM_STREAM=$mode "$venv/bin/python" -m pytest "${@:-tests/aclsim}"
+  ACLSIM_STREAM=$mode "$venv/bin/python" -m pytest "$@"
 done

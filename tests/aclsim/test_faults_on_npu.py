@@ -46,15 +46,21 @@ class Tenants:
         return self.pool.stats()["weights"].mapped
 
 
+def _held() -> tuple[int, int, int]:
+    stats = control.stats()
+    return stats.used_physical, stats.mapped, stats.host
+
+
 @pytest.fixture
 def tenants(request: pytest.FixtureRequest) -> Iterator[Tenants]:
+    before = _held()
     made = Tenants(SleepPool.get("npu:0", namespace=request.node.name))
     yield made
     made.weights.clear()
     torch_npu.npu.empty_cache()  # torch returns what it keeps, so that no later test meets it
     made.pool.release_host()
     assert control.stats().undefined == 0
-    assert control.stats().used_physical == control.stats().mapped == control.stats().host == 0
+    assert _held() == before
 
 
 def _failure(operation: Callable[[], object]) -> DriverError | None:

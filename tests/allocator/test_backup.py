@@ -51,9 +51,10 @@ def test_host_memory_is_made_in_the_background_and_used(pool: SleepPool, held: C
     preparation = pool.prepare_host()
     pool.sleep()  # waits for it rather than make its own
     assert preparation.done()
-    assert held()["arenas"] == 1
+    made = held()["arenas"]
+    assert made > 0
     assert pool.prepare_host().result() is None  # nothing to make
-    assert held()["arenas"] == 1
+    assert held()["arenas"] == made
     pool.wake_up()
     assert torch.equal(weights, torch.arange(16 * MIB))
 

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from allocator import HookBuildError, SleepPool, torch_hooks
+from tests.allocator.conftest import cpu_only
+
+pytestmark = cpu_only("about the CPU's hook and the core, which do not depend on the device")
 
 _SOURCES = Path(__file__).parent / "csrc"
 _CORE = Path(torch_hooks.__file__).parent / "csrc"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from allocator import SleepPool
+from tests.allocator.conftest import DEVICE, content, rounded, settle
 
 MIB = 1 << 20
 
@@ -26,7 +27,7 @@ class Population:
             for _ in range(count):
                 elements = self.random.choice([1, 16, 100, 3000, 50_000, 262_144, 300_000])
                 self.made += 1
-                self.tensors.append((self.made, torch.full((elements,), float(self.made))))
+                self.tensors.append((self.made, torch.full((elements,), float(self.made), device=DEVICE)))
 
     def shrink(self, size: int) -> None:
         self.random.shuffle(self.tensors)
@@ -55,6 +56,7 @@ def test_a_hundred_cycles_leave_nothing_behind(
             before = resident()
     population.shrink(0)
     del cache
+    settle(pool)
     pool.release_host()
     assert set(held().values()) == {0}
     assert resident() - before < 2 * MIB
@@ -69,7 +71,7 @@ def test_small_tensors_do_not_overlap_and_are_aligned(pool: SleepPool) -> None:
         assert all(address % 64 == 0 for address, _ in spans)
         ends = [address + size for address, size in spans]
         assert all(end <= start for end, (start, _) in zip(ends, spans[1:], strict=False))
-        assert pool.stats()["weights"].live == sum(size for _, size in spans)
+        assert content(pool)["weights"] == rounded(*(size for _, size in spans))
     assert population.intact()
 
 
@@ -80,10 +82,11 @@ def test_threads_allocate_while_another_tag_sleeps_and_wakes(
     sleeper.grow(30)
     populations = [Population(pool, f"worker{i}", seed=i) for i in range(4)]
     failures: list[BaseException] = []
+    enough = threading.Event()
 
     def work(population: Population) -> None:
         try:
-            for _ in range(40):
+            while not enough.is_set():
                 population.grow(10)
                 population.shrink(10)
             assert population.intact()
@@ -93,17 +96,17 @@ def test_threads_allocate_while_another_tag_sleeps_and_wakes(
     threads = [threading.Thread(target=work, args=(population,)) for population in populations]
     for thread in threads:
         thread.start()
-    cycles = 0
-    while any(thread.is_alive() for thread in threads):
+    for _ in range(20):
         pool.sleep(offload=["sleeper"])
         pool.wake_up(["sleeper"])
-        cycles += 1
+    enough.set()
     for thread in threads:
         thread.join()
     assert not failures
-    assert cycles > 3
+    assert all(population.made > 50 for population in populations)
     assert sleeper.intact()
     for population in [*populations, sleeper]:
         population.shrink(0)
+    settle(pool)
     pool.release_host()
     assert set(held().values()) == {0}

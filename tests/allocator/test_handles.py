@@ -1,11 +1,13 @@
 """Segments of several physical handles: they sleep and wake piece by piece, and a failure in one is no other's."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from allocator import DriverError, InvalidArgumentError, OutOfMemoryError, SleepPool
+from tests.allocator.conftest import ON_NPU, settle
 
 MIB = 1 << 20
 HANDLE = 2 * MIB
@@ -26,11 +28,11 @@ def _calls(pool: SleepPool, call: str, operation: Callable[[], object]) -> int:
 
 def test_a_large_tensor_is_made_of_handles_and_sleeps_by_them(small_handles: SleepPool) -> None:
     with small_handles.region("weights"):
-        calls = small_handles.driver_calls()["create"]
         weights = torch.arange(11 * MIB // 4)
-        made = small_handles.driver_calls()["create"] - calls
     copy = weights.clone()
-    assert made == 11
+    settle(small_handles)
+    made = small_handles.stats()["weights"].mapped // HANDLE
+    assert made == (12 if ON_NPU else 11)  # torch_npu asks for 32 bytes more
     assert _calls(small_handles, "release", small_handles.sleep) == made
     assert small_handles.stats()["weights"].sleep.copied == weights.nbytes
     assert _calls(small_handles, "create", small_handles.wake_up) == made
@@ -54,20 +56,21 @@ def test_memory_that_fails_half_way_is_returned(
     small_handles: SleepPool, held: Callable[[], dict[str, int]], call: str
 ) -> None:
     small_handles.inject_fault(call, 1 if call == "reserve" else 3)
-    with small_handles.region("weights"):
-        with pytest.raises(RuntimeError):
-            torch.ones(8 * MIB)
-        assert set(held().values()) == {0}
+    outcome = nullcontext() if ON_NPU else pytest.raises(RuntimeError)  # torch_npu tries again
+    with small_handles.region("weights"), outcome:
+        torch.ones(8 * MIB)
+    settle(small_handles)
+    assert set(held().values()) == {0}
 
 
 def test_running_out_of_memory_half_way_returns_what_was_taken(
-    small_handles: SleepPool, held: Callable[[], dict[str, int]]
+    small_handles: SleepPool, held: Callable[[], dict[str, int]], leave_free: Callable[[SleepPool, int], None]
 ) -> None:
-    small_handles.set_capacity(6 * MIB)
-    with small_handles.region("weights"):
-        with pytest.raises(torch.OutOfMemoryError):
-            torch.ones(8 * MIB)
-        assert set(held().values()) == {0}
+    leave_free(small_handles, 6 * MIB)
+    with small_handles.region("weights"), pytest.raises(torch.OutOfMemoryError):
+        torch.ones(8 * MIB)
+    settle(small_handles)
+    assert set(held().values()) == {0}
 
 
 @pytest.mark.parametrize("nth", [1, 3, 5])
@@ -75,6 +78,7 @@ def test_a_sleep_that_failed_half_way_leaves_the_tag_asleep_and_is_finished(smal
     with small_handles.region("weights"):
         weights = torch.arange(10 * MIB // 8)
     copy = weights.clone()
+    settle(small_handles)
     small_handles.inject_fault("unmap", nth)
     with pytest.raises(DriverError) as error:
         small_handles.sleep()
@@ -107,7 +111,9 @@ def test_waking_all_or_nothing(small_handles: SleepPool, call: str, all_or_nothi
     assert all(torch.equal(*pair) for pair in zip(weights, copies, strict=True))
 
 
-def test_a_woken_tag_stays_awake_when_all_or_nothing_fails_for_another(small_handles: SleepPool) -> None:
+def test_a_woken_tag_stays_awake_when_all_or_nothing_fails_for_another(
+    small_handles: SleepPool, leave_free: Callable[[SleepPool, int], None]
+) -> None:
     tensors = {}
     for tag in ("weights", "optimizer"):
         with small_handles.region(tag):
@@ -115,10 +121,10 @@ def test_a_woken_tag_stays_awake_when_all_or_nothing_fails_for_another(small_han
     copies = {tag: tensor.clone() for tag, tensor in tensors.items()}
     small_handles.sleep(offload=["weights", "optimizer"])
     small_handles.wake_up(["weights"])
-    small_handles.set_capacity(1)
+    leave_free(small_handles, 1)
     with pytest.raises(OutOfMemoryError):
         small_handles.wake_up(all_or_nothing=True)
-    small_handles.set_capacity(None)
+    leave_free(small_handles, 64 * MIB)
     small_handles.require_resident("weights")
     assert torch.equal(tensors["weights"], copies["weights"])
     small_handles.wake_up(all_or_nothing=True)
@@ -135,10 +141,11 @@ def test_the_size_of_handles_by_environment(run_python: Callable) -> None:
     program = """
 import torch
 from allocator import SleepPool
-pool = SleepPool.get("cpu")
+pool = SleepPool.get(DEVICE)
 with pool.region("weights"):
-    weights = torch.ones(10 << 20, dtype=torch.uint8)
-print(pool.driver_calls()["create"])
+    weights = torch.ones(10 << 20, dtype=torch.uint8, device=DEVICE)
+pool.sleep(offload=[], discard=[])  # an NPU's torch has tried the pool with another tensor
+print(pool.driver_calls()["create"] - pool.driver_calls()["release"])
 """
     assert run_python(program, SLEEP_POOL_HANDLE_MIB="4").stdout == "3\n"
     assert "SLEEP_POOL_HANDLE_MIB holds 'big', want MiB" in run_python(program, SLEEP_POOL_HANDLE_MIB="big").stderr

@@ -5,10 +5,12 @@ from collections.abc import Callable
 import torch
 
 from allocator import SleepPool
+from tests.allocator.conftest import ON_NPU, cpu_only, rounded
 
 MIB = 1 << 20
 
 
+@cpu_only("tests/aclsim counts the device's memory")
 def test_a_backup_has_the_size_of_the_live_bytes(pool: SleepPool, resident: Callable[[], int]) -> None:
     with pool.region("weights"):
         layers = [torch.ones(33 * MIB // 4), torch.ones(66 * MIB // 4), torch.ones(1000)]
@@ -30,10 +32,14 @@ def test_backups_are_used_again_and_returned(
 ) -> None:
     with pool.region("weights"):
         weights = torch.ones(32 * MIB)
-    for _ in range(3):
+    pool.sleep()
+    pool.wake_up()
+    made = held()["arenas"]  # 1, or more where a large one is made in parts
+    assert made > 0
+    for _ in range(2):
         pool.sleep()
         pool.wake_up()
-    assert held()["arenas"] == 1
+    assert held()["arenas"] == made
     before = resident()
     assert pool.release_host() == 128 * MIB
     assert before - resident() > 127 * MIB
@@ -95,16 +101,19 @@ def test_statistics_add_up(pool: SleepPool) -> None:
         weights = [torch.ones(1000), torch.ones(3 * MIB // 4), torch.ones(10)]
     del weights[2]
     stats = pool.stats()["weights"]
-    assert (stats.live, stats.allocations) == (4000 + 3 * MIB, 2)
-    assert (stats.mapped, stats.asleep, stats.host) == (5 * MIB, 0, 0)
-    assert stats.dead == 2 * MIB - 4032
+    content, mapped = rounded(4000, 3 * MIB), stats.mapped
+    assert stats.allocations == 2
+    if not ON_NPU:  # there they are torch's, and for more than one tensor
+        assert (stats.live, mapped) == (4000 + 3 * MIB, 5 * MIB)
+    assert (stats.asleep, stats.host) == (0, 0)
+    assert stats.dead == mapped - content
     assert (stats.sleep.bytes, stats.wake.bytes, stats.sleep.gib_per_s) == (0, 0, 0.0)
     pool.sleep()
     stats = pool.stats()["weights"]
-    assert (stats.mapped, stats.asleep, stats.dead, stats.is_asleep) == (0, 5 * MIB, 0, True)
-    assert (stats.sleep.bytes, stats.sleep.copied) == (5 * MIB, 4032 + 3 * MIB)
+    assert (stats.mapped, stats.asleep, stats.dead, stats.is_asleep) == (0, mapped, 0, True)
+    assert (stats.sleep.bytes, stats.sleep.copied) == (mapped, content)
     assert 0 < stats.sleep.seconds < 5
-    assert stats.sleep.gib_per_s == 5 * MIB / (1 << 30) / stats.sleep.seconds
+    assert stats.sleep.gib_per_s == mapped / (1 << 30) / stats.sleep.seconds
     pool.wake_up()
     stats = pool.stats()["weights"]
-    assert (stats.wake.bytes, stats.wake.copied) == (5 * MIB, 4032 + 3 * MIB)
+    assert (stats.wake.bytes, stats.wake.copied) == (mapped, content)

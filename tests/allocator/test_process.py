@@ -7,15 +7,17 @@ def test_a_program_ends_well_with_tensors_in_the_pool(run_python: Callable) -> N
     program = """
 import sys
 from allocator import SleepPool
-pool = SleepPool.get("cpu")
+SleepPool.get("cpu")
 print("torch" in sys.modules)
 
 import threading, torch
+pool = SleepPool.get(DEVICE)
+torch.set_default_device(DEVICE)
 kept = {}
 def work():
     with pool.region("thread"):
-        kept["thread"] = torch.ones(5000)
-        kept["large"] = torch.ones(1 << 20)
+        kept["thread"] = torch.ones(5000, device=DEVICE)
+        kept["large"] = torch.ones(1 << 20, device=DEVICE)
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()

@@ -66,6 +66,9 @@ ACLNN(aclnnDiv, (Tensor a, Tensor b, Tensor o), o.copy_(at::div(a, b)))
 ACLNN(aclnnDivs, (Tensor a, Scalar b, Tensor o), o.copy_(at::div(a, b)))
 ACLNN(aclnnInplaceDiv, (Tensor a, Tensor b), a.div_(b))
 ACLNN(aclnnInplaceDivs, (Tensor a, Scalar b), a.div_(b))
+ACLNN(aclnnInplaceLerps, (Tensor a, Tensor b, Scalar w), a.lerp_(b, w))
+ACLNN(aclnnInplaceAddcmul, (Tensor a, Tensor b, Tensor c, Scalar k), a.addcmul_(b, c, k))
+ACLNN(aclnnInplaceAddcdiv, (Tensor a, Tensor b, Tensor c, Scalar k), a.addcdiv_(b, c, k))
 ACLNN(aclnnPowTensorScalar, (Tensor a, Scalar e, Tensor o), o.copy_(at::pow(a, e)))
 #define UNARY(name, function)                                       \
   ACLNN(aclnn##name, (Tensor a, Tensor o), o.copy_(at::function(a))) \
