@@ -27,8 +27,10 @@ class Model:
 @pytest.fixture
 def model(pool: SleepPool) -> Iterator[Model]:
     pool.set_poison(True)
-    yield Model(pool)
-    pool.set_poison(False)
+    made = Model(pool)
+    yield made
+    made.parameters.clear()
+    made.buffers.clear()
 
 
 def test_what_is_not_droppable_is_kept_and_nothing_else_is_copied(pool: SleepPool, model: Model) -> None:
