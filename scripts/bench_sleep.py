@@ -114,9 +114,10 @@ def rows(results: list[Result]) -> Iterator[tuple[str, list[str]]]:
 
     yield row("plain copy out, GB/s", lambda _, m: f"{m.link_out / 1e9:.1f}")
     yield row("plain copy in, GB/s", lambda _, m: f"{m.link_in / 1e9:.1f}")
-    yield row("first sleep", lambda o, m: rate(o, m.first_sleep, m.link_out))
+    yield row("first sleep of the process", lambda o, m: rate(o, m.first_sleep, m.link_out))
+    yield row("sleep, nothing prepared", lambda o, m: rate(o, m.unprepared_sleep, m.link_out))
     yield row("prepare_host", lambda _, m: seconds(m.prepare))
-    yield row("first sleep, prepared", lambda o, m: rate(o, m.prepared_sleep, m.link_out))
+    yield row("sleep, prepared", lambda o, m: rate(o, m.prepared_sleep, m.link_out))
     yield row("later sleeps, median", lambda o, m: rate(o, median(m.sleeps), m.link_out))
     yield row("later sleeps, slowest", lambda o, m: rate(o, max(m.sleeps), m.link_out))
     yield row("wake-up, median", lambda o, m: rate(o, median(m.wakes), m.link_in))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ GIB = 1 << 30
 WEIGHTS, KV_CACHE = "weights", "kv_cache"
 LINK_BUFFER = 2 * GIB
 LAYERS = 28
+PAUSE_SECONDS = 1.0
 
 # Qwen2-7B: an embedding, 28 layers, an output head.
 EMBEDDING = (152064, 3584)
@@ -49,10 +51,12 @@ class Measurement:
 
     Attributes:
         link_out, link_in: plain copies between pinned host memory and the device, just before.
-        first_sleep: with nothing prepared.
+        first_sleep: with nothing prepared, of the process.
+        unprepared_sleep: median of sleeps after all host memory was given back.
         prepare, prepared_sleep: medians of preparing host memory anew, and of the sleep after that.
         sleeps, wakes: of later cycles at level 1, all tags.
-        sleep_level_2, wake_level_2: medians of later cycles.
+        sleep_level_2, wake_level_2: medians of later cycles, with a pause between the two as training is one: a driver
+            clears memory after it was given back, and whoever wants it at once waits for that.
         wake_weights, wake_cache: medians of waking in two steps.
         left_on_device: what the driver counts as used asleep, over what it counted before the tensors were made.
         host: resident memory that the first sleep added; on the CPU, what the pool holds.
@@ -63,6 +67,7 @@ class Measurement:
     link_out: float
     link_in: float
     first_sleep: float = 0.0
+    unprepared_sleep: float | None = None
     prepare: float | None = None
     prepared_sleep: float | None = None
     sleeps: list[float] = field(default_factory=list)
@@ -259,20 +264,25 @@ class Bench:
 
     def _prepared_cycle(self, result: Measurement) -> None:
         pool = self.contender.pool
-        prepares, sleeps = [], []
+        unprepared, prepares, sleeps = [], [], []
         for _ in range(3):
+            pool.release_host()
+            unprepared.append(self._time(lambda: self.contender.sleep(1)))
+            self._wake(result)
             resident = resident_bytes()
             pool.release_host()
             result.host_after_release = max(0, result.host - max(0, resident - resident_bytes()))
             prepares.append(self._time(lambda: pool.prepare_host().result()))
             sleeps.append(self._time(lambda: self.contender.sleep(1)))
             self._wake(result)
-        result.prepare, result.prepared_sleep = median(prepares), median(sleeps)
+        result.unprepared_sleep, result.prepare = median(unprepared), median(prepares)
+        result.prepared_sleep = median(sleeps)
 
     def _level_2(self, result: Measurement) -> None:
         sleeps, wakes = [], []
         for _ in range(max(1, self.order.cycles)):
             sleeps.append(self._time(lambda: self.contender.sleep(2)))
+            time.sleep(PAUSE_SECONDS)
             wakes.append(self._time(lambda: self.contender.wake_up([WEIGHTS, KV_CACHE])))
         result.sleep_level_2, result.wake_level_2 = median(sleeps), median(wakes)
 
@@ -317,7 +327,8 @@ class Bench:
 
 def main() -> None:
     order = Order(**json.loads(sys.argv[1]))
-    print(json.dumps(asdict(Bench(order).measure())))
+    print(json.dumps(asdict(Bench(order).measure())), flush=True)
+    os._exit(0)  # torch_memory_saver fails a process in which its memory is freed outside a region, as it is at the end
 
 
 if __name__ == "__main__":

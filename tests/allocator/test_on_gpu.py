@@ -170,9 +170,9 @@ def test_waking_without_enough_memory_changes_nothing(gpu: SleepPool) -> None:
 def test_an_allocation_for_which_there_is_no_memory_is_torchs_own_error_and_can_be_tried_again(gpu: SleepPool) -> None:
     kept_by_torch = torch.empty(_free() - 512 * MIB, dtype=torch.uint8, device=GPU)
     del kept_by_torch
-    with gpu.region("weights"):
-        with pytest.raises(torch.OutOfMemoryError):  # for a MemPool torch does not give up what it keeps elsewhere
-            torch.ones(2048 * MIB, dtype=torch.uint8, device=GPU)
+    # For a MemPool torch does not give up what it keeps elsewhere.
+    with gpu.region("weights"), pytest.raises(torch.OutOfMemoryError):
+        torch.ones(2048 * MIB, dtype=torch.uint8, device=GPU)
     torch.cuda.empty_cache()
     with gpu.region("weights"):
         weights = torch.ones(2048 * MIB, dtype=torch.uint8, device=GPU)
