@@ -164,6 +164,7 @@ def plot(results: list[Result], path: Path) -> None:
     labels = [f"{order.contender}\n{order.weights / GIB:.4g} + {order.cache / GIB:.4g} GiB" for order, _ in results]
     axes.set_xticks([index + 0.25 for index in range(len(results))], labels)
     axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5 * min(order.weights / measured.link_out for order, measured in results))
     axes.set_ylabel("seconds")
     axes.legend()
     figure.savefig(path, dpi=120)
