@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_double, c_int, c_size_t, c_uint64, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -54,14 +55,15 @@ class NativeTagStats(Structure):
 
 
 _NAMES = POINTER(c_char_p)
+_RANGES = (POINTER(c_uint64), POINTER(c_uint64), c_size_t)  # addresses, sizes, how many
 _SIGNATURES: dict[str, list[type]] = {
     "sleep_pool_open": [c_char_p, c_int, c_char_p, POINTER(c_void_p)],
     "sleep_pool_enter": [c_void_p, c_char_p],
     "sleep_pool_leave": [c_void_p, c_char_p],
     "sleep_pool_sleep_level": [c_void_p, c_int],
-    "sleep_pool_sleep": [c_void_p, _NAMES, c_size_t, _NAMES, c_size_t],
+    "sleep_pool_sleep": [c_void_p, _NAMES, c_size_t, _NAMES, c_size_t, *_RANGES],
     "sleep_pool_check_sleep": [c_void_p, _NAMES, c_size_t, _NAMES, c_size_t],
-    "sleep_pool_set_live": [c_void_p, POINTER(c_uint64), POINTER(c_uint64), c_size_t],
+    "sleep_pool_set_live": [c_void_p, *_RANGES],
     "sleep_pool_wake_up": [c_void_p, _NAMES, c_size_t, c_int],
     "sleep_pool_wake_up_all": [c_void_p, c_int],
     "sleep_pool_set_persistent": [c_void_p, c_char_p, c_int],
@@ -71,6 +73,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "sleep_pool_read_backup": [c_void_p, c_char_p, c_uint64, c_uint64, c_void_p],
     "sleep_pool_stats": [c_void_p, POINTER(NativeTagStats), c_size_t, POINTER(c_size_t)],
     "sleep_pool_memory_info": [c_void_p, POINTER(c_uint64), POINTER(c_uint64)],
+    "sleep_pool_granularity": [c_void_p, POINTER(c_uint64)],
     "sleep_pool_set_poison": [c_void_p, c_int],
     "sleep_pool_set_capacity": [c_void_p, c_uint64],
     "sleep_pool_set_handle_bytes": [c_void_p, c_uint64],
@@ -138,6 +141,13 @@ def check(code: int) -> None:
 def names(tags: list[str]) -> ctypes.Array[c_char_p]:
     """A C array of tag names."""
     return (c_char_p * len(tags))(*(tag.encode() for tag in tags))
+
+
+def ranges(pairs: Sequence[tuple[int, int]]) -> tuple[ctypes.Array[c_uint64], ctypes.Array[c_uint64], int]:
+    """C arrays of addresses and sizes, and how many there are."""
+    addresses = (c_uint64 * len(pairs))(*(address for address, _ in pairs))
+    sizes = (c_uint64 * len(pairs))(*(size for _, size in pairs))
+    return addresses, sizes, len(pairs)
 
 
 def _last_error() -> errors.SleepPoolError:

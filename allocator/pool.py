@@ -196,6 +196,7 @@ class SleepPool:
         *,
         offload: Sequence[str] | None = None,
         discard: Sequence[str] | None = None,
+        droppable: Sequence[torch.Tensor] = (),
     ) -> None:
         """Gives back the physical memory of tags; the addresses stay.
 
@@ -203,42 +204,58 @@ class SleepPool:
         discarded; persistent tags stay), or the tags by name. Without arguments: level 1. What sleeps already
         is left as it is.
 
+        Args:
+            level: 1 or 2.
+            offload: tags that are copied to the host.
+            discard: tags that are not.
+            droppable: tensors of the tags to offload that need not be copied, because something overwrites them after
+                the wake-up; until then they hold anything.
+
         Raises:
-            InvalidArgumentError: bad level, level and tags, a tag named twice.
+            InvalidArgumentError: bad level, level and tags or droppable tensors, a tag named twice.
             UnknownTagError, PersistentTagError: named tag.
             OutOfMemoryError: no host memory for the backup; nothing is lost.
             DriverError: a driver call failed; nothing that is to be offloaded is lost.
         """
-        if offload is None and discard is None:
+        if offload is None and discard is None and not droppable:
             checked = _level(level)
-            self._settle()
+            self._settle(copies=checked == 1)
             native.check(self._library.sleep_pool_sleep_level(self._pool, checked))
         elif level is None:
-            self._sleep_tags(_tag_list(offload or ()), _tag_list(discard or ()))
+            self._sleep_tags(_tag_list(offload or ()), _tag_list(discard or ()), droppable)
         else:
             raise InvalidArgumentError("sleep takes a level or tags, not both", phase="sleep")
 
-    def _sleep_tags(self, offload: list[str], discard: list[str]) -> None:
+    def _sleep_tags(self, offload: list[str], discard: list[str], droppable: Sequence[torch.Tensor]) -> None:
         arguments = (self._pool, native.names(offload), len(offload), native.names(discard), len(discard))
         native.check(self._library.sleep_pool_check_sleep(*arguments))
-        self._settle()
-        native.check(self._library.sleep_pool_sleep(*arguments))
+        self._settle(copies=bool(offload))
+        dropped = native.ranges([(tensor.data_ptr(), tensor.nbytes) for tensor in droppable if tensor.is_contiguous()])
+        native.check(self._library.sleep_pool_sleep(*arguments, *dropped))
 
-    def _settle(self) -> None:
-        """Before a sleep: what torch freed comes back, and the pool knows what lives in the rest."""
+    def _settle(self, copies: bool = True) -> None:
+        """Before a sleep: what torch freed comes back, and the pool knows what lives in the rest if it is copied."""
         futures.wait(self._preparations)
         self._preparations = []  # a failed one would keep alive what its caller's frames hold
         if self._hook is not None:
             self._hook.settle()
-        self._refresh_live()
+        if copies:
+            self._refresh_live()
 
     def _refresh_live(self) -> None:
         ranges = None if self._hook is None else self._hook.live_ranges()
         if ranges is None:
             return
-        addresses = (ctypes.c_uint64 * len(ranges))(*(live.address for live in ranges))
-        sizes = (ctypes.c_uint64 * len(ranges))(*(live.size for live in ranges))
-        native.check(self._library.sleep_pool_set_live(self._pool, addresses, sizes, len(ranges)))
+        arrays = native.ranges([(live.address, live.size) for live in ranges])
+        native.check(self._library.sleep_pool_set_live(self._pool, *arrays))
+
+    def trim(self) -> None:
+        """Returns to the device what was made in regions and freed since, and torch has kept; a sleep does it too.
+
+        Raises:
+            DriverError: a driver call failed; what could not be returned is returned later.
+        """
+        self.sleep(offload=[], discard=[])
 
     def wake_up(self, tags: Sequence[str] | None = None, *, all_or_nothing: bool = False) -> None:
         """Puts physical memory behind the tags' addresses again and restores what was offloaded.
@@ -292,6 +309,12 @@ class SleepPool:
         native.check(self._library.sleep_pool_memory_info(self._pool, ctypes.byref(free), ctypes.byref(total)))
         return MemoryInfo(free=free.value, total=total.value)
 
+    def granularity(self) -> int:
+        """What the device's physical memory comes in multiples of, in bytes."""
+        granularity = ctypes.c_uint64()
+        native.check(self._library.sleep_pool_granularity(self._pool, ctypes.byref(granularity)))
+        return granularity.value
+
     def prepare_host(self, tag: str = "weights") -> Future[None]:
         """Begins to make the host memory that offloading the tag as it is now takes, so that its sleep need not.
 
@@ -339,8 +362,9 @@ class SleepPool:
     def set_handle_bytes(self, size: int) -> None:
         """The size of the physical handles of memory that is allocated from now on, on this device; 256 MiB at first.
 
-        One handle costs the driver two calls to sleep and two to wake, whatever its size; memory comes and goes by
-        the handle. SLEEP_POOL_HANDLE_MIB=256 does the same from the device's first use on.
+        An allocation is cut into handles of like size, up to half more or less than this. One handle costs the
+        driver two calls to sleep and two to wake, whatever its size; memory comes and goes by the handle.
+        SLEEP_POOL_HANDLE_MIB=256 does the same from the device's first use on.
 
         Raises:
             InvalidArgumentError: not a multiple of the device's granularity.

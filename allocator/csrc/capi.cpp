@@ -223,6 +223,23 @@ allocator::Segment* find_segment(char* pointer) {
   return pointer < segment->base + segment->bytes ? segment : nullptr;
 }
 
+struct Ranges {
+  const uint64_t* addresses;
+  const uint64_t* sizes;
+  size_t count;
+};
+
+// Those of the ranges that lie in one of the pool's segments.
+template <typename Action>
+void for_each_range(Pool& pool, Ranges ranges, Action action) {
+  for (size_t i = 0; i < ranges.count; ++i) {
+    auto* const address = reinterpret_cast<char*>(ranges.addresses[i]);
+    allocator::Segment* segment = find_segment(address);
+    const bool ours = segment != nullptr && segment->tag->pool == &pool;
+    if (ours && ranges.sizes[i] > 0) action(segment, address, ranges.sizes[i]);
+  }
+}
+
 }  // namespace
 
 int sleep_pool_open(const char* device, int index, const char* name_space, sleep_pool** pool) {
@@ -295,23 +312,26 @@ int sleep_pool_check_sleep(sleep_pool* pool, const char* const* offload, size_t 
 }
 
 int sleep_pool_sleep(sleep_pool* pool, const char* const* offload, size_t offload_count,
-                     const char* const* discard, size_t discard_count) {
+                     const char* const* discard, size_t discard_count, const uint64_t* droppable_addresses,
+                     const uint64_t* droppable_sizes, size_t droppable_count) {
   return with_pool(pool, "sleep", [&](Pool& all) {
     SleepOrder order;
-    Failure failure = read_sleep_order(all, {offload, offload_count}, {discard, discard_count}, &order);
-    return failure ? std::move(failure) : all.sleep(order.offload, order.discard);
+    if (Failure failure = read_sleep_order(all, {offload, offload_count}, {discard, discard_count}, &order)) {
+      return failure;
+    }
+    const auto drop = [](allocator::Segment* segment, const char* at, size_t bytes) { segment->drop(at, bytes); };
+    for_each_range(all, {droppable_addresses, droppable_sizes, droppable_count}, drop);
+    Failure failure = all.sleep(order.offload, order.discard);
+    all.forget_droppable();
+    return failure;
   });
 }
 
 int sleep_pool_set_live(sleep_pool* pool, const uint64_t* addresses, const uint64_t* sizes, size_t count) {
   return with_pool(pool, "set_live", [&](Pool& all) -> Failure {
     all.forget_live();
-    for (size_t i = 0; i < count; ++i) {
-      auto* const address = reinterpret_cast<char*>(addresses[i]);
-      allocator::Segment* segment = find_segment(address);
-      const bool ours = segment != nullptr && segment->tag->pool == &all;
-      if (ours && sizes[i] > 0) segment->add_live(address, sizes[i]);
-    }
+    const auto add = [](allocator::Segment* segment, const char* at, size_t bytes) { segment->add_live(at, bytes); };
+    for_each_range(all, {addresses, sizes, count}, add);
     return nullptr;
   });
 }
@@ -394,6 +414,13 @@ int sleep_pool_memory_info(sleep_pool* pool, uint64_t* free_bytes, uint64_t* tot
     *free_bytes = info.free_bytes;
     *total_bytes = info.total_bytes;
     return failure;
+  });
+}
+
+int sleep_pool_granularity(sleep_pool* pool, uint64_t* bytes) {
+  return with_pool(pool, "granularity", [&](Pool& all) -> Failure {
+    *bytes = all.device().granularity();
+    return nullptr;
   });
 }
 

@@ -102,8 +102,11 @@ SLEEP_POOL_API void sleep_pool_free(void* pointer, size_t bytes, int device, voi
 SLEEP_POOL_API int sleep_pool_owns_host(const void* pointer);
 
 SLEEP_POOL_API int sleep_pool_sleep_level(sleep_pool* pool, int level);
+/* The droppable ranges are not copied though they live in tags to offload: they hold anything after the wake-up. */
 SLEEP_POOL_API int sleep_pool_sleep(sleep_pool* pool, const char* const* offload, size_t offload_count,
-                                    const char* const* discard, size_t discard_count);
+                                    const char* const* discard, size_t discard_count,
+                                    const uint64_t* droppable_addresses, const uint64_t* droppable_sizes,
+                                    size_t droppable_count);
 /* What sleep_pool_sleep would refuse; changes nothing. */
 SLEEP_POOL_API int sleep_pool_check_sleep(sleep_pool* pool, const char* const* offload, size_t offload_count,
                                           const char* const* discard, size_t discard_count);
@@ -131,6 +134,8 @@ SLEEP_POOL_API int sleep_pool_read_backup(sleep_pool* pool, const char* tag, uin
 SLEEP_POOL_API int sleep_pool_stats(sleep_pool* pool, sleep_pool_tag_stats* stats, size_t capacity,
                                     size_t* count);
 SLEEP_POOL_API int sleep_pool_memory_info(sleep_pool* pool, uint64_t* free_bytes, uint64_t* total_bytes);
+/* What the device's physical memory comes in multiples of. */
+SLEEP_POOL_API int sleep_pool_granularity(sleep_pool* pool, uint64_t* bytes);
 SLEEP_POOL_API int sleep_pool_set_poison(sleep_pool* pool, int poison);
 
 /* Of the device, so of all its namespaces. */

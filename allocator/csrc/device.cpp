@@ -110,6 +110,11 @@ Failure Device::set_piece_bytes(std::size_t bytes) {
   return nullptr;
 }
 
+std::size_t Device::piece_bytes(std::size_t segment_bytes) const {
+  const std::size_t count = std::max<std::size_t>(1, (segment_bytes + piece_bytes_ / 2) / piece_bytes_);
+  return round_up((segment_bytes + count - 1) / count, granularity());
+}
+
 bool Device::fault_due(sleep_pool_call call) { return faults_[call] > 0 && --faults_[call] == 0; }
 
 Failure Device::failed(sleep_pool_call call, const Subject& subject, const Status& status) {

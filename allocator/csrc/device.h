@@ -31,8 +31,8 @@ class Device {
   int index() const { return index_; }
   std::size_t granularity() const { return driver_->granularity(); }
 
-  // The size of the pieces that segments are made of from now on; a multiple of the granularity.
-  std::size_t piece_bytes() const { return piece_bytes_; }
+  // The size of the pieces of a segment: the one that was set, or up to half more or less, so that they are alike.
+  std::size_t piece_bytes(std::size_t segment_bytes) const;
   Failure set_piece_bytes(std::size_t bytes);
 
   // Each of these keeps the fields of what it is given true to what the driver did.

@@ -135,7 +135,7 @@ Failure Pool::add_segment(Tag& tag, std::size_t bytes, bool shared, Segment** se
   bury_dying();  // what it could not return now, it tries again next time
   char* base = nullptr;
   if (Failure failure = device_->reserve(tag.name, bytes, &base)) return failure;
-  auto made = std::make_unique<Segment>(&tag, tag.name, base, bytes, device_->piece_bytes(),
+  auto made = std::make_unique<Segment>(&tag, tag.name, base, bytes, device_->piece_bytes(bytes),
                                         shared ? &tag.free_blocks : nullptr);
   Segment& added = *made;
   tag.segments.emplace(base, std::move(made));
@@ -199,6 +199,12 @@ Failure Pool::bury_dying() {
 void Pool::forget_live() {
   for (auto& tag : tags_) {
     for (auto& [base, segment] : tag->segments) segment->forget_live();
+  }
+}
+
+void Pool::forget_droppable() {
+  for (auto& tag : tags_) {
+    for (auto& [base, segment] : tag->segments) segment->forget_droppable();
   }
 }
 
@@ -377,15 +383,14 @@ Failure Pool::bring_back(Piece& piece, Move& move) {
     if (Failure failure = device_->map(piece)) return failure;
   }
   phase.map_seconds += mapping.seconds();
+  if (poison_) {  // what is not copied in shows
+    if (Failure failure = device_->fill(piece, kPoison)) return failure;
+  }
   for (const CopyRun& run : piece.runs) {
     if (Failure failure = device_->copy_in(piece, run)) return failure;
     phase.copied += run.bytes;
   }
-  const bool poisoned = poison_ && piece.backup == nullptr;
-  if (poisoned) {
-    if (Failure failure = device_->fill(piece, kPoison)) return failure;
-  }
-  return piece.runs.empty() && !poisoned ? nullptr : device_->mark(piece);
+  return piece.runs.empty() && !poison_ ? nullptr : device_->mark(piece);
 }
 
 // Waits in order, and says of how many pieces all went well.

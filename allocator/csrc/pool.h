@@ -51,6 +51,7 @@ class Pool {
   Failure free(Segment& segment, char* pointer);
 
   void forget_live();
+  void forget_droppable();
   Failure sleep(const Tags& offload, const Tags& discard);
   // With all_or_nothing a failure leaves each of the tags as it was.
   Failure wake_up(Tags tags, bool all_or_nothing);

@@ -87,21 +87,50 @@ void Segment::add_live(const char* address, std::size_t requested) {
   live_[offset] = std::min(round_up(requested, kAlignment), bytes - offset);
 }
 
+// Rounded inwards, so that what is left is aligned. What is dropped twice is dropped once.
+void Segment::drop(const char* address, std::size_t requested) {
+  std::size_t begin = round_up(static_cast<std::size_t>(address - base), kAlignment);
+  std::size_t end = std::min(static_cast<std::size_t>(address - base) + requested, bytes) / kAlignment * kAlignment;
+  auto next = droppable_.upper_bound(begin);
+  if (next != droppable_.begin() && std::prev(next)->first + std::prev(next)->second >= begin) next = std::prev(next);
+  while (next != droppable_.end() && next->first <= end) {
+    begin = std::min(begin, next->first);
+    end = std::max(end, next->first + next->second);
+    next = droppable_.erase(next);
+  }
+  if (begin < end) droppable_[begin] = end - begin;
+}
+
+std::vector<std::pair<std::size_t, std::size_t>> Segment::live_ranges() const {
+  if (!live_.empty()) return {live_.begin(), live_.end()};
+  std::vector<std::pair<std::size_t, std::size_t>> ranges;
+  for (const auto& [offset, block] : blocks_) {
+    if (block.requested != 0) ranges.emplace_back(offset, block.bytes);
+  }
+  return ranges;
+}
+
 std::vector<std::vector<CopyRun>> Segment::content() const {
   std::vector<std::vector<CopyRun>> runs(pieces.size());
   const std::size_t piece_bytes = pieces.front().bytes;
-  const auto add = [&](std::size_t begin, std::size_t length) {
-    for (const std::size_t end = begin + length; begin < end;) {
+  const auto add = [&](std::size_t begin, std::size_t end) {
+    while (begin < end) {
       const std::size_t index = begin / piece_bytes;
       const std::size_t taken = std::min(end, (index + 1) * piece_bytes) - begin;
       extend(&runs[index], begin - index * piece_bytes, taken);
       begin += taken;
     }
   };
-  for (const auto& [offset, length] : live_) add(offset, length);
-  if (!live_.empty()) return runs;
-  for (const auto& [offset, block] : blocks_) {
-    if (block.requested != 0) add(offset, block.bytes);
+  for (const auto& [offset, length] : live_ranges()) {
+    std::size_t begin = offset;
+    auto dropped = droppable_.upper_bound(offset);
+    if (dropped != droppable_.begin()) dropped = std::prev(dropped);
+    for (; dropped != droppable_.end() && dropped->first < offset + length; ++dropped) {
+      if (dropped->first + dropped->second <= begin) continue;
+      add(begin, std::max(begin, dropped->first));
+      begin = dropped->first + dropped->second;
+    }
+    add(begin, offset + length);
   }
   return runs;
 }

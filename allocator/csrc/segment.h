@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "driver.h"
@@ -72,6 +73,9 @@ class Segment {
   // allocated is content.
   void forget_live() { live_.clear(); }
   void add_live(const char* address, std::size_t bytes);
+  // What is no content although it lives, from here on.
+  void forget_droppable() { droppable_.clear(); }
+  void drop(const char* address, std::size_t bytes);
 
   bool empty() const { return allocations_ == 0; }
   bool dying() const { return dying_; }
@@ -100,7 +104,10 @@ class Segment {
 
   FreeIndex* index_;
   Blocks blocks_;
-  std::map<std::size_t, std::size_t> live_;  // bytes by offset, rounded to the alignment
+  std::vector<std::pair<std::size_t, std::size_t>> live_ranges() const;  // offset and bytes, in order
+
+  std::map<std::size_t, std::size_t> live_;       // bytes by offset, rounded to the alignment
+  std::map<std::size_t, std::size_t> droppable_;  // the same, not overlapping
   bool dying_ = false;                       // empty, and not all of it could be returned to the driver yet
   std::size_t allocations_ = 0;
   std::size_t live_bytes_ = 0;

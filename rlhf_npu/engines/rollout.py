@@ -12,6 +12,11 @@ from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
 from rlhf_npu.platform import Platform
 
 GIB = 1 << 30
+# The workers whose weights and cache are in the sleep pool; on an NPU vllm-ascend has a pool of its own.
+SLEEP_WORKERS = {
+    "cpu": "rlhf_npu.engines.sleep_cpu_worker.SleepCPUWorker",
+    "cuda": "rlhf_npu.engines.sleep_gpu_worker.SleepGPUWorker",
+}
 
 
 @dataclass(frozen=True)
@@ -116,18 +121,14 @@ class RolloutEngine:
 def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, platform: Platform) -> Any:
     from vllm import LLM
 
-    memory: dict[str, Any] = {
-        "enable_sleep_mode": True,
-        "gpu_memory_utilization": rollout.gpu_memory_utilization,
-    }
     if platform.name == "cpu":
-        memory = {
-            "worker_cls": "rlhf_npu.engines.sleep_worker.SleepCPUWorker",
-            "kv_cache_memory_bytes": int(rollout.kv_cache_memory_gb * GIB),
-        }
+        memory: dict[str, Any] = {"kv_cache_memory_bytes": int(rollout.kv_cache_memory_gb * GIB)}
+    else:
+        memory = {"enable_sleep_mode": True, "gpu_memory_utilization": rollout.gpu_memory_utilization}
     return LLM(
         model=model.path,
         dtype=model.dtype,
+        worker_cls=SLEEP_WORKERS.get(platform.name, "auto"),
         skip_tokenizer_init=True,  # prompts and responses are token ids
         trust_remote_code=model.trust_remote_code,
         distributed_executor_backend="external_launcher",

@@ -1,57 +1,45 @@
-"""vLLM's CPU worker with its weights and its KV cache in the sleep pool.
+"""What makes a worker of vLLM keep its weights and its KV cache in the sleep pool.
 
-vLLM itself refuses sleep mode on the CPU. This worker gives `LLM.sleep` and `LLM.wake_up` there the meaning
-that they have on an accelerator, so that the loop runs the same code everywhere.
+vLLM refuses sleep mode on the CPU, and on a GPU it has a pool of its own. With this `LLM.sleep` and `LLM.wake_up` use
+the same pool on both, so that the loop runs the same code everywhere.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from vllm.v1.worker.cpu_worker import CPUWorker
 
 from allocator import SleepPool
-from rlhf_npu.engines.updatable_linear import keep_linear_weights
-from rlhf_npu.workers.environment import RUN_ID_VARIABLE
 
 WEIGHTS = "weights"
 KV_CACHE = "kv_cache"
 
 
-class SleepCPUWorker(CPUWorker):
-    """A CPU worker that sleeps; named to vLLM through `worker_cls`."""
+class SleepMixin:
+    """Sleep and wake-up through the sleep pool, for a worker of vLLM that runs on `device`."""
 
-    def init_device(self) -> None:
-        """Name vLLM's shared memory after this run: what a crashed run left behind cannot collide with it."""
-        if run_id := os.environ.get(RUN_ID_VARIABLE):
-            self.distributed_init_method = f"env://:{run_id}"
-        keep_linear_weights()
-        super().init_device()
-        self._saved_buffers: dict[str, torch.Tensor] = {}
+    device: torch.device
+    model_runner: Any
+
+    def _pool(self) -> SleepPool:
+        return SleepPool.get(self.device)
+
+    def load_model(self, **arguments: Any) -> None:
+        """Give back what loading made and freed, before vLLM looks how much memory is left for the cache."""
+        super().load_model(**arguments)  # type: ignore[misc]
+        self._pool().trim()
 
     def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[None]:
         """vLLM's own seam for memory pools; its other tags (runtime, workspace) stay outside."""
-        return SleepPool.get("cpu").region(tag) if tag in (WEIGHTS, KV_CACHE) else nullcontext()
+        return self._pool().region(tag) if tag in (WEIGHTS, KV_CACHE) else nullcontext()
 
     def sleep(self, level: int = 1) -> None:
-        """Level 1 offloads the weights and drops the KV cache; level 2 drops both and keeps the buffers."""
-        if level == 2:
-            self._saved_buffers = {name: buffer.clone() for name, buffer in self._named_buffers()}
-        SleepPool.get("cpu").sleep(level=level)
+        """Drop the KV cache; level 1 offloads the weights, level 2 of their memory only what is no parameter."""
+        parameters = list(self.model_runner.model.parameters()) if level == 2 else []
+        self._pool().sleep(offload=[WEIGHTS], discard=[KV_CACHE], droppable=parameters)
 
     def wake_up(self, tags: list[str] | None = None) -> None:
-        """Map `tags` (all if None) again and restore the buffers that level 2 dropped."""
-        SleepPool.get("cpu").wake_up(tags)
-        if tags is None or WEIGHTS in tags:
-            self._restore_buffers()
-
-    def _restore_buffers(self) -> None:
-        for name, buffer in self._named_buffers():
-            if name in self._saved_buffers:
-                buffer.copy_(self._saved_buffers[name])
-        self._saved_buffers = {}
-
-    def _named_buffers(self) -> list[tuple[str, torch.Tensor]]:
-        return list(self.model_runner.model.named_buffers())
+        """Map `tags` (all if None) again; after level 2 the parameters hold anything until they are loaded."""
+        self._pool().wake_up(tags)

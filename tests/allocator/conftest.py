@@ -34,14 +34,9 @@ def cpu_only(reason: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(ON_NPU, reason=reason)
 
 
-def settle(pool: SleepPool) -> None:
-    """Makes torch return the memory in which nothing lives, as it does before a sleep of any tag."""
-    pool.sleep(offload=[], discard=[])
-
-
 def content(pool: SleepPool) -> dict[str, int]:
     """Bytes of each tag's tensors, each rounded up to 64."""
-    settle(pool)
+    pool.trim()
     return {tag: stats.mapped - stats.dead for tag, stats in pool.stats().items()}
 
 
@@ -116,7 +111,7 @@ def pool() -> Iterator[SleepPool]:
     for call in made.driver_calls():
         made.inject_fault(call, 0)
     gc.collect()  # what an expected error's traceback holds is no later test's memory
-    settle(made)
+    made.trim()
     made.release_host()
 
 

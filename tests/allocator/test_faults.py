@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from allocator import DriverError, SleepPool
-from tests.allocator.conftest import ON_NPU, cpu_only, settle
+from tests.allocator.conftest import ON_NPU, cpu_only
 
 MIB = 1 << 20
 SLEEP_CALLS = ["synchronize", "host_alloc", "copy_out", "mark", "wait", "unmap", "release"]
@@ -28,7 +28,7 @@ class Tenants:
             self.cache = [torch.ones(LARGE), torch.ones(100)]
         del self.weights[3]
         self.copies = [tensor.clone() for tensor in self.weights]
-        settle(pool)  # so that a sleep's own calls are the only ones to fail
+        pool.trim()  # so that a sleep's own calls are the only ones to fail
 
     def intact(self) -> bool:
         same = (torch.equal(*pair) for pair in zip(self.weights, self.copies, strict=True))
@@ -49,7 +49,7 @@ def tenants(pool: SleepPool, held: Callable[[], dict[str, int]]) -> Iterator[Ten
     yield made
     made.weights.clear()
     made.cache.clear()
-    settle(pool)
+    pool.trim()
     pool.release_host()
     pool.set_handle_bytes(256 * MIB)
     assert set(held().values()) == {0}
@@ -237,7 +237,7 @@ def test_a_failed_allocation_is_tried_again_by_torch(
 ) -> None:
     with pool.region("weights"):
         pass
-    settle(pool)
+    pool.trim()
     pool.inject_fault(call, 1)
     with pool.region("weights"):
         made = torch.ones(MIB)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from allocator import SleepPool
-from tests.allocator.conftest import DEVICE, content, rounded, settle
+from tests.allocator.conftest import DEVICE, content, rounded
 
 MIB = 1 << 20
 
@@ -56,7 +56,7 @@ def test_a_hundred_cycles_leave_nothing_behind(
             before = resident()
     population.shrink(0)
     del cache
-    settle(pool)
+    pool.trim()
     pool.release_host()
     assert set(held().values()) == {0}
     assert resident() - before < 2 * MIB
@@ -107,6 +107,6 @@ def test_threads_allocate_while_another_tag_sleeps_and_wakes(
     assert sleeper.intact()
     for population in [*populations, sleeper]:
         population.shrink(0)
-    settle(pool)
+    pool.trim()
     pool.release_host()
     assert set(held().values()) == {0}

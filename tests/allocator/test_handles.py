@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from allocator import DriverError, InvalidArgumentError, OutOfMemoryError, SleepPool
-from tests.allocator.conftest import ON_NPU, settle
+from tests.allocator.conftest import ON_NPU
 
 MIB = 1 << 20
 HANDLE = 2 * MIB
@@ -30,7 +30,7 @@ def test_a_large_tensor_is_made_of_handles_and_sleeps_by_them(small_handles: Sle
     with small_handles.region("weights"):
         weights = torch.arange(11 * MIB // 4)
     copy = weights.clone()
-    settle(small_handles)
+    small_handles.trim()
     made = small_handles.stats()["weights"].mapped // HANDLE
     assert made == (12 if ON_NPU else 11)  # torch_npu asks for 32 bytes more
     assert _calls(small_handles, "release", small_handles.sleep) == made
@@ -59,7 +59,7 @@ def test_memory_that_fails_half_way_is_returned(
     outcome = nullcontext() if ON_NPU else pytest.raises(RuntimeError)  # torch_npu tries again
     with small_handles.region("weights"), outcome:
         torch.ones(8 * MIB)
-    settle(small_handles)
+    small_handles.trim()
     assert set(held().values()) == {0}
 
 
@@ -69,7 +69,7 @@ def test_running_out_of_memory_half_way_returns_what_was_taken(
     leave_free(small_handles, 6 * MIB)
     with small_handles.region("weights"), pytest.raises(torch.OutOfMemoryError):
         torch.ones(8 * MIB)
-    settle(small_handles)
+    small_handles.trim()
     assert set(held().values()) == {0}
 
 
@@ -78,7 +78,7 @@ def test_a_sleep_that_failed_half_way_leaves_the_tag_asleep_and_is_finished(smal
     with small_handles.region("weights"):
         weights = torch.arange(10 * MIB // 8)
     copy = weights.clone()
-    settle(small_handles)
+    small_handles.trim()
     small_handles.inject_fault("unmap", nth)
     with pytest.raises(DriverError) as error:
         small_handles.sleep()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from allocator import OutOfMemoryError, SleepPool
-from tests.allocator.conftest import ON_NPU, cpu_only, settle
+from tests.allocator.conftest import ON_NPU, cpu_only
 
 MIB = 1 << 20
 
@@ -27,7 +27,7 @@ def test_torch_sees_an_out_of_memory_error_and_goes_on(
             _mebibytes(36)
         second = _mebibytes(16)
     assert int(first.sum() + second.sum()) == 56 * MIB
-    settle(pool)
+    pool.trim()
     assert held()["handles"] == held()["addresses"] == 2
     del first
     with pool.region("weights"):

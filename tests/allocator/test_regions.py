@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from allocator import RegionError, SleepPool
-from tests.allocator.conftest import DEVICE, content, rounded, settle
+from tests.allocator.conftest import DEVICE, content, rounded
 
 
 def test_only_what_is_made_inside_is_the_tags(pool: SleepPool) -> None:
@@ -72,7 +72,7 @@ def test_a_tensor_is_freed_by_any_thread_after_its_region(pool: SleepPool) -> No
     thread = threading.Thread(target=made.clear)
     thread.start()
     thread.join()
-    settle(pool)
+    pool.trim()
     stats = pool.stats()["weights"]
     assert (stats.live, stats.mapped, stats.allocations) == (0, 0, 0)
 

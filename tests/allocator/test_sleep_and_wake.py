@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from allocator import OutOfMemoryError, SleepPool, TagAsleepError
-from tests.allocator.conftest import DEVICE, ON_NPU, cpu_only, settle
+from tests.allocator.conftest import DEVICE, ON_NPU, cpu_only
 
 MIB = 1 << 20
 
@@ -170,7 +170,7 @@ def test_freeing_while_asleep_returns_all(pool: SleepPool, held: Callable[[], di
     assert _same(weights, copies)
     pool.sleep()
     weights.clear()
-    settle(pool)
+    pool.trim()
     stats = pool.stats()["weights"]
     assert (stats.mapped, stats.asleep, stats.live) == (0, 0, 0)
     pool.release_host()

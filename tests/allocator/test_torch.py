@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from allocator import SleepPool
-from tests.allocator.conftest import content, cpu_only, rounded, settle
+from tests.allocator.conftest import content, cpu_only, rounded
 
 
 def _content(pool: SleepPool) -> int:
@@ -78,7 +78,7 @@ def test_views_keep_the_memory_alive(pool: SleepPool) -> None:
 def test_tensors_without_elements_take_nothing(pool: SleepPool) -> None:
     with pool.region("weights"):
         empty = [torch.empty(0), torch.empty(3, 0)]
-    settle(pool)
+    pool.trim()
     assert pool.stats()["weights"].mapped == 0
     pool.sleep()
     assert [tensor.numel() for tensor in empty] == [0, 0]
@@ -179,6 +179,6 @@ def test_every_type_survives(pool: SleepPool, dtype: torch.dtype, held: Callable
     pool.wake_up()
     assert torch.equal(made, before)
     del made
-    settle(pool)
+    pool.trim()
     pool.release_host()
     assert set(held().values()) == {0}

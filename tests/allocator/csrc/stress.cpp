@@ -1,5 +1,7 @@
 // Threads allocate and free in regions of their own, and one prepares host memory, while another tag sleeps and wakes
-// with driver calls failing.
+// with driver calls failing. Takes the seconds that it is to go on for.
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,6 +15,10 @@
 namespace {
 
 constexpr int kDevice = -1;
+constexpr int kWorkers = 8;
+
+std::atomic<bool> end{false};
+std::atomic<long> rounds{0};
 
 void require(bool condition, const char* what) {
   if (condition) return;
@@ -51,16 +57,17 @@ void work(sleep_pool* pool, int number) {
   const std::string tag = "worker" + std::to_string(number);
   std::mt19937 random(static_cast<unsigned>(number));
   std::vector<Allocation> allocations;
-  for (int round = 0; round < 20; ++round) {
+  while (!end) {
     require(sleep_pool_enter(pool, tag.c_str()) == 0, "enter");
     for (int i = 0; i < 20; ++i) allocations.push_back(allocate(random));
     require(sleep_pool_leave(pool, tag.c_str()) == 0, "leave");
     free_all(&allocations);
+    ++rounds;
   }
 }
 
 void prepare(sleep_pool* pool) {
-  for (int i = 0; i < 30; ++i) sleep_pool_prepare_host(pool, "sleeper");  // an injected fault may be met here
+  while (!end) sleep_pool_prepare_host(pool, "sleeper");  // an injected fault may be met here
 }
 
 // Chunks are used while later ones are still being made.
@@ -85,7 +92,7 @@ void sleep_and_wake(sleep_pool* pool, const std::vector<Allocation>& sleepers, s
   // Faults of calls that workers make too would be theirs.
   const int faults[] = {SLEEP_POOL_COPY_OUT, SLEEP_POOL_COPY_IN, SLEEP_POOL_WAIT, SLEEP_POOL_HOST_ALLOC};
   sleep_pool_inject_fault(pool, faults[random() % 4], 1 + random() % 8);
-  while (sleep_pool_sleep(pool, &tag, 1, nullptr, 0) != 0) continue;
+  while (sleep_pool_sleep(pool, &tag, 1, nullptr, 0, nullptr, nullptr, 0) != 0) continue;
   sleep_pool_inject_fault(pool, faults[random() % 4], 1 + random() % 8);
   while (sleep_pool_wake_up(pool, &tag, 1, random() % 2) != 0) continue;
   for (const Allocation& allocation : sleepers) allocation.check();
@@ -93,7 +100,9 @@ void sleep_and_wake(sleep_pool* pool, const std::vector<Allocation>& sleepers, s
 
 }  // namespace
 
-int main() {
+int main(int, char** arguments) {
+  using Clock = std::chrono::steady_clock;
+  const auto last = Clock::now() + std::chrono::seconds(std::atoi(arguments[1]));
   sleep_pool* pool = nullptr;
   require(sleep_pool_open("cpu", kDevice, "default", &pool) == 0, "open");
   require(sleep_pool_set_handle_bytes(pool, 64 << 10) == 0, "set_handle_bytes");
@@ -105,9 +114,11 @@ int main() {
   require(sleep_pool_leave(pool, "sleeper") == 0, "leave");
 
   std::vector<std::thread> threads;
-  for (int i = 0; i < 4; ++i) threads.emplace_back(work, pool, i);
+  for (int i = 0; i < kWorkers; ++i) threads.emplace_back(work, pool, i);
   threads.emplace_back(prepare, pool);
-  for (int i = 0; i < 30; ++i) sleep_and_wake(pool, sleepers, random);
+  long cycles = 0;
+  for (; Clock::now() < last; ++cycles) sleep_and_wake(pool, sleepers, random);
+  end = true;
   for (std::thread& thread : threads) thread.join();
   free_all(&sleepers);
 
@@ -117,5 +128,6 @@ int main() {
   require(sleep_pool_driver_calls(pool, calls) == 0, "calls");
   require(calls[SLEEP_POOL_CREATE] == calls[SLEEP_POOL_RELEASE], "handles");
   require(calls[SLEEP_POOL_HOST_ALLOC] == calls[SLEEP_POOL_HOST_FREE], "arenas");
-  std::puts("clean");
+  require(cycles > 0 && rounds > kWorkers, "progress");
+  std::printf("clean: %ld cycles, %ld rounds\n", cycles, rounds.load());
 }

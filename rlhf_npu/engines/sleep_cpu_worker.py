@@ -1,0 +1,22 @@
+"""vLLM's CPU worker in the sleep pool."""
+
+from __future__ import annotations
+
+import os
+
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from rlhf_npu.engines.sleep_worker import SleepMixin
+from rlhf_npu.engines.updatable_linear import keep_linear_weights
+from rlhf_npu.workers.environment import RUN_ID_VARIABLE
+
+
+class SleepCPUWorker(SleepMixin, CPUWorker):
+    """A CPU worker that sleeps; named to vLLM through `worker_cls`."""
+
+    def init_device(self) -> None:
+        """Name vLLM's shared memory after this run: what a crashed run left behind cannot collide with it."""
+        if run_id := os.environ.get(RUN_ID_VARIABLE):
+            self.distributed_init_method = f"env://:{run_id}"
+        keep_linear_weights()
+        super().init_device()
