@@ -58,8 +58,8 @@ _NAMES = POINTER(c_char_p)
 _RANGES = (POINTER(c_uint64), POINTER(c_uint64), c_size_t)  # addresses, sizes, how many
 _SIGNATURES: dict[str, list[type]] = {
     "sleep_pool_open": [c_char_p, c_int, c_char_p, POINTER(c_void_p)],
-    "sleep_pool_enter": [c_void_p, c_char_p],
-    "sleep_pool_leave": [c_void_p, c_char_p],
+    "sleep_pool_enter": [c_void_p, c_char_p, POINTER(c_uint64)],
+    "sleep_pool_leave": [c_void_p, c_uint64],
     "sleep_pool_sleep_level": [c_void_p, c_int],
     "sleep_pool_sleep": [c_void_p, _NAMES, c_size_t, _NAMES, c_size_t, *_RANGES],
     "sleep_pool_check_sleep": [c_void_p, _NAMES, c_size_t, _NAMES, c_size_t],

@@ -178,16 +178,17 @@ class SleepPool:
         """
         hook = self._hook = self._hook or torch_hooks.make_hook(self._kind, self._index)
         hook.check()
-        native.check(self._library.sleep_pool_enter(self._pool, tag.encode()))
+        number = ctypes.c_uint64()
+        native.check(self._library.sleep_pool_enter(self._pool, tag.encode(), ctypes.byref(number)))
         try:
             route = hook.enter(tag)
         except BaseException:
-            native.check(self._library.sleep_pool_leave(self._pool, tag.encode()))
+            native.check(self._library.sleep_pool_leave(self._pool, number))
             raise
         try:
             yield
         finally:
-            native.check(self._library.sleep_pool_leave(self._pool, tag.encode()))
+            native.check(self._library.sleep_pool_leave(self._pool, number))
             hook.leave(route)
 
     def sleep(

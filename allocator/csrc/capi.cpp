@@ -44,9 +44,14 @@ struct Registry {
 };
 
 // Of trivial types, because a thread's last frees come after its destructors ran.
+struct Region {
+  Tag* tag;
+  uint64_t number;
+};
+
 struct Regions {
   int depth;
-  Tag* tags[kMaxDepth];
+  Region open[kMaxDepth];
 };
 
 thread_local Regions regions{};
@@ -59,6 +64,7 @@ std::mutex& mutex() {
 
 Registry* registry = nullptr;
 unsigned generation = 0;
+uint64_t last_region = 0;
 
 // A forked child shares the parent's pages, so it must not move them: it starts with no pools and no open
 // region, and its frees of the parent's tensors do nothing.
@@ -210,7 +216,8 @@ Failure open_pool(const std::string& kind, int index, const std::string& name, s
 
 Tag* innermost(int device) {
   for (int i = regions.depth - 1; i >= 0; --i) {
-    if (regions.tags[i]->pool->device().index() == device) return regions.tags[i];
+    Tag* const tag = regions.open[i].tag;
+    if (tag->pool->device().index() == device) return tag;
   }
   return nullptr;
 }
@@ -246,7 +253,7 @@ int sleep_pool_open(const char* device, int index, const char* name_space, sleep
   return guarded([&] { return open_pool(device, index, name_space, pool); });
 }
 
-int sleep_pool_enter(sleep_pool* pool, const char* name) {
+int sleep_pool_enter(sleep_pool* pool, const char* name, uint64_t* region) {
   return with_pool(pool, "region", [&](Pool& all) -> Failure {
     if (Failure failure = check_name("region", name)) return failure;
     if (regions.depth == kMaxDepth) {
@@ -257,22 +264,23 @@ int sleep_pool_enter(sleep_pool* pool, const char* name) {
       return make_failure(SLEEP_POOL_TAG_ASLEEP, "region", name,
                           "the tag sleeps: wake it up before its region opens");
     }
-    regions.tags[regions.depth++] = &tag;
+    *region = ++last_region;
+    regions.open[regions.depth++] = {&tag, last_region};
     return nullptr;
   });
 }
 
-int sleep_pool_leave(sleep_pool* pool, const char* name) {
+int sleep_pool_leave(sleep_pool* pool, uint64_t region) {
   return guarded([&]() -> Failure {
     if (pool->generation != generation) return nullptr;  // the fork closed it
-    const Tag* tag = pool->pool.find(name);
-    for (int i = regions.depth - 1; i >= 0; --i) {
-      if (regions.tags[i] != tag) continue;
-      std::copy(regions.tags + i + 1, regions.tags + regions.depth, regions.tags + i);
-      --regions.depth;
-      return nullptr;
+    Region* const end = regions.open + regions.depth;
+    Region* const found = std::find_if(regions.open, end, [&](const Region& open) { return open.number == region; });
+    if (found == end) {
+      return make_failure(SLEEP_POOL_NO_REGION, "region", "", "the region is not open on this thread");
     }
-    return make_failure(SLEEP_POOL_NO_REGION, "region", name, "the region is not open on this thread");
+    std::copy(found + 1, end, found);
+    --regions.depth;
+    return nullptr;
   });
 }
 

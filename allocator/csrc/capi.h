@@ -89,9 +89,9 @@ typedef struct {
 SLEEP_POOL_API int sleep_pool_open(const char* device, int index, const char* name_space, sleep_pool** pool);
 
 /* Regions are the calling thread's: while one is open, its allocations go to the region's tag. The innermost
- * wins. */
-SLEEP_POOL_API int sleep_pool_enter(sleep_pool* pool, const char* tag);
-SLEEP_POOL_API int sleep_pool_leave(sleep_pool* pool, const char* tag);
+ * wins. A region is left by its number, on its thread. */
+SLEEP_POOL_API int sleep_pool_enter(sleep_pool* pool, const char* tag, uint64_t* region);
+SLEEP_POOL_API int sleep_pool_leave(sleep_pool* pool, uint64_t region);
 SLEEP_POOL_API int sleep_pool_region_open(int device);
 
 /* The pair a pluggable allocator takes. device is the index of the thread's region's device (-1: the CPU);
@@ -110,9 +110,8 @@ SLEEP_POOL_API int sleep_pool_sleep(sleep_pool* pool, const char* const* offload
 /* What sleep_pool_sleep would refuse; changes nothing. */
 SLEEP_POOL_API int sleep_pool_check_sleep(sleep_pool* pool, const char* const* offload, size_t offload_count,
                                           const char* const* discard, size_t discard_count);
-/* For who cuts allocations into smaller ones, as torch's caching allocators do: the ranges that live now. Of an
- * allocation's segment that holds at least one of them, only they are copied from here on. Ranges outside the pool
- * are passed over. */
+/* For who cuts allocations into smaller ones, as torch's caching allocators do: the ranges that live now. Only
+ * they are copied from here on, of what has been allocated so far. Ranges outside the pool are passed over. */
 SLEEP_POOL_API int sleep_pool_set_live(sleep_pool* pool, const uint64_t* addresses, const uint64_t* sizes,
                                        size_t count);
 

@@ -102,7 +102,7 @@ void Segment::drop(const char* address, std::size_t requested) {
 }
 
 std::vector<std::pair<std::size_t, std::size_t>> Segment::live_ranges() const {
-  if (!live_.empty()) return {live_.begin(), live_.end()};
+  if (knows_live_) return {live_.begin(), live_.end()};
   std::vector<std::pair<std::size_t, std::size_t>> ranges;
   for (const auto& [offset, block] : blocks_) {
     if (block.requested != 0) ranges.emplace_back(offset, block.bytes);

@@ -69,9 +69,12 @@ class Segment {
   bool give_back(char* address);
   void leave_index();
 
-  // Where the content of the allocations lies, when who allocated cuts them up himself; without any, all that is
-  // allocated is content.
-  void forget_live() { live_.clear(); }
+  // Where the content of the allocations lies, when who allocated cuts them up himself: in what is added from here on.
+  // Until then, all that is allocated is content.
+  void forget_live() {
+    live_.clear();
+    knows_live_ = true;
+  }
   void add_live(const char* address, std::size_t bytes);
   // What is no content although it lives, from here on.
   void forget_droppable() { droppable_.clear(); }
@@ -107,7 +110,8 @@ class Segment {
   std::vector<std::pair<std::size_t, std::size_t>> live_ranges() const;  // offset and bytes, in order
 
   std::map<std::size_t, std::size_t> live_;       // bytes by offset, rounded to the alignment
-  std::map<std::size_t, std::size_t> droppable_;  // the same, not overlapping
+  bool knows_live_ = false;
+  std::map<std::size_t, std::size_t> droppable_;  // bytes by offset, not overlapping
   bool dying_ = false;                       // empty, and not all of it could be returned to the driver yet
   std::size_t allocations_ = 0;
   std::size_t live_bytes_ = 0;

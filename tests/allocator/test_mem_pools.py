@@ -105,6 +105,17 @@ def test_mem_pools_outlive_another_threads_region(pool: SleepPool, watch: Watch,
     assert [float(tensor.mean()) for tensor in weights] == [0, 2, 3, 4]
 
 
+def test_what_was_freed_is_not_copied_even_when_torch_must_keep_it(pool: SleepPool, watch: Watch) -> None:
+    with pool.region("weights"):
+        kept, freed = torch.ones(1000), torch.ones(16 * MIB)
+    with _another_thread_inside(pool, "kv_cache"):
+        del freed
+        pool.sleep(offload=["weights"])
+        assert pool.stats()["weights"].sleep.copied == 4032
+        pool.wake_up()
+    assert float(kept.sum()) == 1000
+
+
 def test_this_threads_own_regions_are_no_obstacle(pool: SleepPool, watch: Watch) -> None:
     other = SleepPool.get(DEVICE, namespace="around")
     with other.region("outer"), pool.region("weights"):

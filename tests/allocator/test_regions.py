@@ -102,6 +102,30 @@ def test_a_region_left_on_another_thread_is_an_error_and_ends_with_its_thread(po
     assert float((kept[0] + outside).sum()) == 2000
 
 
+def test_a_region_left_on_another_thread_leaves_that_threads_own_region_open(pool: SleepPool) -> None:
+    region = pool.region("weights")
+    thread = threading.Thread(target=region.__enter__)
+    thread.start()
+    thread.join()
+    with pool.region("weights"):
+        with pytest.raises(RegionError):
+            region.__exit__(None, None, None)
+        made = torch.ones(1000)
+    assert content(pool) == {"weights": rounded(4000)}
+    del made
+
+
+def test_many_small_tensors_waste_at_most_two_percent(pool: SleepPool) -> None:
+    sizes = [16 * (1 + index % 256) for index in range(12_000)]  # up to 16 KB
+    with pool.region("weights"):
+        made = [torch.empty(size) for size in sizes]
+    stats = pool.stats()["weights"]
+    assert stats.mapped <= 1.02 * sum(tensor.nbytes for tensor in made)
+    pool.sleep()
+    assert pool.stats()["weights"].host <= 1.02 * sum(tensor.nbytes for tensor in made)
+    pool.wake_up()
+
+
 def test_more_regions_than_a_thread_can_have_open_is_an_error(pool: SleepPool) -> None:
     def nest(depth: int) -> None:
         with pool.region("weights"):

@@ -58,9 +58,10 @@ void work(sleep_pool* pool, int number) {
   std::mt19937 random(static_cast<unsigned>(number));
   std::vector<Allocation> allocations;
   while (!end) {
-    require(sleep_pool_enter(pool, tag.c_str()) == 0, "enter");
+    std::uint64_t region = 0;
+    require(sleep_pool_enter(pool, tag.c_str(), &region) == 0, "enter");
     for (int i = 0; i < 20; ++i) allocations.push_back(allocate(random));
-    require(sleep_pool_leave(pool, tag.c_str()) == 0, "leave");
+    require(sleep_pool_leave(pool, region) == 0, "leave");
     free_all(&allocations);
     ++rounds;
   }
@@ -109,9 +110,10 @@ int main(int, char** arguments) {
   make_arena_on_threads();
   std::mt19937 random(99);
   std::vector<Allocation> sleepers;
-  require(sleep_pool_enter(pool, "sleeper") == 0, "enter");
+  std::uint64_t region = 0;
+  require(sleep_pool_enter(pool, "sleeper", &region) == 0, "enter");
   for (int i = 0; i < 40; ++i) sleepers.push_back(allocate(random));
-  require(sleep_pool_leave(pool, "sleeper") == 0, "leave");
+  require(sleep_pool_leave(pool, region) == 0, "leave");
 
   std::vector<std::thread> threads;
   for (int i = 0; i < kWorkers; ++i) threads.emplace_back(work, pool, i);
