@@ -141,30 +141,24 @@ class AclDriver final : public Driver {
   }
 
   Status mark(Ticket* ticket) override {
-    acl::Event event = lanes_.take();
-    if (event == nullptr) {
-      const Status made = call("aclrtCreateEventExWithFlag",
-                               [&] { return acl_.aclrtCreateEventExWithFlag(&event, acl::kEventSync); });
-      if (!made.ok()) return made;
-    }
-    Status status = call("aclrtRecordEvent", [&] { return acl_.aclrtRecordEvent(event, lanes_.current()); });
-    if (status.ok()) {
-      *ticket = lanes_.add(event);
-    } else {
-      lanes_.give_back(event);
-    }
-    return status;
+    const auto create = [this](acl::Event* event) {
+      return call("aclrtCreateEventExWithFlag", [&] { return acl_.aclrtCreateEventExWithFlag(event, acl::kEventSync); });
+    };
+    const auto record = [this](acl::Event event, acl::Stream stream) {
+      return call("aclrtRecordEvent", [&] { return acl_.aclrtRecordEvent(event, stream); });
+    };
+    return lanes_.mark(create, record, ticket);
   }
 
   Status wait(Ticket ticket) override {
-    const acl::Event event = lanes_.remove(ticket);
-    if (event == nullptr) return {};
-    return call("aclrtSynchronizeEvent", [&] { return acl_.aclrtSynchronizeEvent(event); });
+    return lanes_.wait(ticket, [this](acl::Event event) {
+      return call("aclrtSynchronizeEvent", [&] { return acl_.aclrtSynchronizeEvent(event); });
+    });
   }
 
   Status synchronize() override {
     Status status = call("aclrtSynchronizeDevice", [&] { return acl_.aclrtSynchronizeDevice(); });
-    if (status.ok()) lanes_.remove_all();
+    if (status.ok()) lanes_.clear();
     return status;
   }
 

@@ -174,30 +174,24 @@ class CudaDriver final : public Driver {
   }
 
   Status mark(Ticket* ticket) override {
-    cuda::Event event = lanes_.take();
-    if (event == nullptr) {
-      const Status made =
-          call("cuEventCreate", [&] { return cuda_.cuEventCreate(&event, cuda::kWithoutTiming); });
-      if (!made.ok()) return made;
-    }
-    Status status = call("cuEventRecord", [&] { return cuda_.cuEventRecord(event, lanes_.current()); });
-    if (status.ok()) {
-      *ticket = lanes_.add(event);
-    } else {
-      lanes_.give_back(event);
-    }
-    return status;
+    const auto create = [this](cuda::Event* event) {
+      return call("cuEventCreate", [&] { return cuda_.cuEventCreate(event, cuda::kWithoutTiming); });
+    };
+    const auto record = [this](cuda::Event event, cuda::Stream stream) {
+      return call("cuEventRecord", [&] { return cuda_.cuEventRecord(event, stream); });
+    };
+    return lanes_.mark(create, record, ticket);
   }
 
   Status wait(Ticket ticket) override {
-    const cuda::Event event = lanes_.remove(ticket);
-    if (event == nullptr) return {};
-    return call("cuEventSynchronize", [&] { return cuda_.cuEventSynchronize(event); });
+    return lanes_.wait(ticket, [this](cuda::Event event) {
+      return call("cuEventSynchronize", [&] { return cuda_.cuEventSynchronize(event); });
+    });
   }
 
   Status synchronize() override {
     Status status = call("cuCtxSynchronize", [&] { return cuda_.cuCtxSynchronize(); });
-    if (status.ok()) lanes_.remove_all();
+    if (status.ok()) lanes_.clear();
     return status;
   }
 

@@ -16,36 +16,41 @@ class Lanes {
   std::array<Stream, 2>& streams() { return streams_; }
   Stream current() const { return streams_[turn_ % streams_.size()]; }
 
-  // Takes an event that nobody waits for, null when there is none; what it is recorded for is handed out by add.
-  Event take() {
-    if (idle_.empty()) return nullptr;
+  // A ticket for what was queued on the current stream since the last one; the other stream is current afterwards.
+  template <typename Create, typename Record>
+  Status mark(Create create, Record record, Ticket* ticket) {
+    if (idle_.empty()) {
+      Event created = nullptr;
+      if (Status status = create(&created); !status.ok()) return status;
+      idle_.push_back(created);
+    }
     Event event = idle_.back();
+    if (Status status = record(event, current()); !status.ok()) return status;
     idle_.pop_back();
-    return event;
-  }
-  void give_back(Event event) { idle_.push_back(event); }
-
-  Ticket add(Event event) {
     recorded_.emplace(++turn_, event);
-    return turn_;
+    *ticket = turn_;
+    return {};
   }
-  // Null when it was waited for already.
-  Event remove(Ticket ticket) {
+
+  template <typename Synchronize>
+  Status wait(Ticket ticket, Synchronize synchronize) {
     const auto found = recorded_.find(ticket);
-    if (found == recorded_.end()) return nullptr;
+    if (found == recorded_.end()) return {};  // all was waited for since
     Event event = found->second;
     recorded_.erase(found);
     idle_.push_back(event);
-    return event;
+    return synchronize(event);
   }
-  void remove_all() {
+
+  // All that was queued is done.
+  void clear() {
     for (const auto& [ticket, event] : recorded_) idle_.push_back(event);
     recorded_.clear();
   }
 
  private:
   std::array<Stream, 2> streams_{};
-  Ticket turn_ = 0;  // the last ticket; the next one's work goes to the other stream
+  Ticket turn_ = 0;  // the last ticket
   std::unordered_map<Ticket, Event> recorded_;
   std::vector<Event> idle_;
 };

@@ -1,29 +1,23 @@
 """The pool's own declarations of AscendCL agree with the headers in the torch_npu wheel."""
 
 import importlib.util
-import subprocess
 from pathlib import Path
 
 import pytest
 
-_ROOT = Path(__file__).parents[2]
-_API = _ROOT / "allocator" / "csrc" / "acl_api.h"
+from tests.allocator.declarations import compile_against, compile_changed
 
 
-def _compile(folder: Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def headers() -> Path:
     found = importlib.util.find_spec("torch_npu")
     assert found is not None
     assert found.submodule_search_locations is not None
-    headers = Path(found.submodule_search_locations[0]) / "include" / "third_party" / "acl" / "inc"
-    source = _ROOT / "tests" / "allocator" / "csrc" / "acl_declarations.cpp"
-    command = ["c++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I", str(folder)]
-    return subprocess.run(
-        [*command, "-isystem", str(headers), str(source)], capture_output=True, text=True, check=False
-    )
+    return Path(found.submodule_search_locations[0]) / "include" / "third_party" / "acl" / "inc"
 
 
-def test_they_agree() -> None:
-    result = _compile(_API.parent)
+def test_they_agree(headers: Path) -> None:
+    result = compile_against(headers, "acl_declarations.cpp")
     assert result.returncode == 0, result.stderr
 
 
@@ -36,10 +30,7 @@ def test_they_agree() -> None:
         ("std::uint64_t reserved;", "std::uint32_t reserved[4];", "PhysicalProperties"),
     ],
 )
-def test_a_wrong_one_does_not_compile(tmp_path: Path, right: str, wrong: str, named: str) -> None:
-    text = _API.read_text()
-    assert right in text
-    (tmp_path / "acl_api.h").write_text(text.replace(right, wrong))
-    result = _compile(tmp_path)
+def test_a_wrong_one_does_not_compile(tmp_path: Path, headers: Path, right: str, wrong: str, named: str) -> None:
+    result = compile_changed(tmp_path, headers, "acl_declarations.cpp", "acl_api.h", right, wrong)
     assert result.returncode != 0
     assert named in result.stderr

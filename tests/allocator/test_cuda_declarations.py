@@ -1,13 +1,12 @@
 """The pool's own declarations of CUDA's driver agree with CUDA's header, where there is one."""
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
-_ROOT = Path(__file__).parents[2]
-_API = _ROOT / "allocator" / "csrc" / "cuda_api.h"
+from tests.allocator.declarations import compile_against, compile_changed
+
 _CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 
 pytestmark = pytest.mark.skipif(
@@ -15,15 +14,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def _compile(folder: Path) -> subprocess.CompletedProcess[str]:
-    sources = Path(__file__).parent / "csrc"
-    command = ["c++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I", str(folder)]
-    command += ["-isystem", str(_CUDA / "include"), str(sources / "cuda_declarations.cpp")]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_they_agree() -> None:
-    result = _compile(_API.parent)
+    result = compile_against(_CUDA / "include", "cuda_declarations.cpp")
     assert result.returncode == 0, result.stderr
 
 
@@ -38,9 +30,7 @@ def test_they_agree() -> None:
     ],
 )
 def test_a_wrong_one_does_not_compile(tmp_path: Path, right: str, wrong: str, named: str) -> None:
-    text = _API.read_text()
-    assert right in text
-    (tmp_path / "cuda_api.h").write_text(text.replace(right, wrong))
-    result = _compile(tmp_path)
+    headers = _CUDA / "include"
+    result = compile_changed(tmp_path, headers, "cuda_declarations.cpp", "cuda_api.h", right, wrong)
     assert result.returncode != 0
     assert named in result.stderr

@@ -7,6 +7,7 @@ import torch
 
 from allocator import DriverError, SleepPool
 from tests.allocator.conftest import ON_NPU, cpu_only
+from tests.allocator.injected_faults import fails
 
 MIB = 1 << 20
 SLEEP_CALLS = ["synchronize", "host_alloc", "copy_out", "mark", "wait", "unmap", "release"]
@@ -55,23 +56,10 @@ def tenants(pool: SleepPool, held: Callable[[], dict[str, int]]) -> Iterator[Ten
     assert set(held().values()) == {0}
 
 
-def _try_with_fault(pool: SleepPool, call: str, nth: int, operation: Callable[[], object]) -> bool:
-    """Whether the operation failed at its nth driver call of the kind."""
-    pool.inject_fault(call, nth)
-    try:
-        operation()
-    except DriverError as error:
-        if (error.phase, error.reason) != (call, "injected fault"):
-            raise
-        return True
-    pool.inject_fault(call, 0)
-    return False
-
-
 def _faults(pool: SleepPool, call: str, operation: Callable[[], object]) -> Iterator[int]:
     """Runs the operation with its first, second, ... driver call of a kind failing, until none is left."""
     nth = 1
-    while _try_with_fault(pool, call, nth, operation):
+    while fails(pool, call, nth, operation):
         yield nth
         nth += 1
     assert nth > 1

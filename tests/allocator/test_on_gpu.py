@@ -8,12 +8,13 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from allocator import DriverError, HookError, OutOfMemoryError, SleepPool
+from allocator import HookError, OutOfMemoryError, SleepPool
+from tests.allocator.injected_faults import fails
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -82,25 +83,13 @@ def test_freed_memory_is_not_copied_and_goes_back(gpu: SleepPool) -> None:
     gpu.wake_up()
 
 
-def _fails(pool: SleepPool, call: str, nth: int, operation: Callable[[], object]) -> bool:
-    pool.inject_fault(call, nth)
-    try:
-        operation()
-    except DriverError as error:
-        if (error.phase, error.reason) != (call, "injected fault"):
-            raise
-        return True
-    pool.inject_fault(call, 0)
-    return False
-
-
 @pytest.mark.parametrize("call", SLEEP_CALLS)
 def test_a_sleep_that_failed_at_any_call_is_finished_by_a_retry(gpu: SleepPool, call: str) -> None:
     weights = _weights(gpu)
     copies = [tensor.clone() for tensor in weights]
     gpu.trim()
     nth = 1
-    while _fails(gpu, call, nth, gpu.sleep):
+    while fails(gpu, call, nth, gpu.sleep):
         gpu.sleep()
         assert gpu.stats()["weights"].mapped == 0
         gpu.wake_up()
@@ -121,7 +110,7 @@ def test_a_wake_up_that_failed_at_any_call_is_finished_by_a_retry(
     copies = [tensor.clone() for tensor in weights]
     gpu.sleep()
     nth = 1
-    while _fails(gpu, call, nth, lambda: gpu.wake_up(all_or_nothing=all_or_nothing)):
+    while fails(gpu, call, nth, lambda: gpu.wake_up(all_or_nothing=all_or_nothing)):
         gpu.wake_up()
         assert _same(weights, copies)
         gpu.sleep()
