@@ -9,14 +9,10 @@ from typing import Any
 import torch
 
 from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
+from rlhf_npu.engines.vllm_plugin import SLEEP_WORKERS
 from rlhf_npu.platform import Platform
 
 GIB = 1 << 30
-# The workers whose weights and cache are in the sleep pool; on an NPU vllm-ascend has a pool of its own.
-SLEEP_WORKERS = {
-    "cpu": "rlhf_npu.engines.sleep_cpu_worker.SleepCPUWorker",
-    "cuda": "rlhf_npu.engines.sleep_gpu_worker.SleepGPUWorker",
-}
 
 
 @dataclass(frozen=True)

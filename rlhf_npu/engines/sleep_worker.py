@@ -6,15 +6,18 @@ the same pool on both, so that the loop runs the same code everywhere.
 
 from __future__ import annotations
 
+import itertools
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from allocator import SleepPool
+from allocator import InvalidArgumentError, SleepPool
 
 WEIGHTS = "weights"
 KV_CACHE = "kv_cache"
+_engines = itertools.count()
 
 
 class SleepMixin:
@@ -23,23 +26,32 @@ class SleepMixin:
     device: torch.device
     model_runner: Any
 
-    def _pool(self) -> SleepPool:
-        return SleepPool.get(self.device)
+    @cached_property
+    def sleep_pool(self) -> SleepPool:
+        """This engine's own pool: other engines of the process sleep on their own."""
+        number = next(_engines)
+        return SleepPool.get(self.device, namespace=f"engine{number}" if number else "default")
 
     def load_model(self, **arguments: Any) -> None:
         """Give back what loading made and freed, before vLLM looks how much memory is left for the cache."""
         super().load_model(**arguments)  # type: ignore[misc]
-        self._pool().trim()
+        self.sleep_pool.trim()
 
     def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[None]:
         """vLLM's own seam for memory pools; its other tags (runtime, workspace) stay outside."""
-        return self._pool().region(tag) if tag in (WEIGHTS, KV_CACHE) else nullcontext()
+        return self.sleep_pool.region(tag) if tag in (WEIGHTS, KV_CACHE) else nullcontext()
 
     def sleep(self, level: int = 1) -> None:
-        """Drop the KV cache; level 1 offloads the weights, level 2 of their memory only what is no parameter."""
+        """Drop the KV cache; level 1 offloads the weights, level 2 of their memory only what is no parameter.
+
+        Raises:
+            InvalidArgumentError: another level; nothing was changed.
+        """
+        if level not in (1, 2):
+            raise InvalidArgumentError(f"level is {level!r}, want 1 (offload weights) or 2 (drop them)", phase="sleep")
         parameters = list(self.model_runner.model.parameters()) if level == 2 else []
-        self._pool().sleep(offload=[WEIGHTS], discard=[KV_CACHE], droppable=parameters)
+        self.sleep_pool.sleep(offload=[WEIGHTS], discard=[KV_CACHE], droppable=parameters)
 
     def wake_up(self, tags: list[str] | None = None) -> None:
         """Map `tags` (all if None) again; after level 2 the parameters hold anything until they are loaded."""
-        self._pool().wake_up(tags)
+        self.sleep_pool.wake_up(tags)

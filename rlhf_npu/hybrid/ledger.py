@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from allocator import SleepPool
-from rlhf_npu.engines.rollout import SLEEP_WORKERS
+from rlhf_npu.engines.vllm_plugin import SLEEP_WORKERS
 from rlhf_npu.platform import Platform, resident_bytes
 
 GB = 1e9

@@ -1,0 +1,103 @@
+"""vLLM as its users run it: sleep mode in this project's pool, with nothing but the package installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_model import save_tiny_model
+
+# What vLLM's documentation shows for a GPU.
+PUBLISHED_EXAMPLE = """
+import sys
+from vllm import LLM, SamplingParams
+
+def main():
+    llm = LLM(sys.argv[1], enable_sleep_mode=True, max_model_len=64, enforce_eager=True, seed=0)
+    prompt = {"prompt_token_ids": [1, 4, 13, 6, 14, 11, 13, 7]}
+    sampling = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+
+    def text():
+        return llm.generate(prompt, sampling)[0].outputs[0].token_ids
+
+    before = text()
+    llm.sleep(level=1)
+    ASLEEP
+    llm.wake_up()
+    assert text() == before
+
+    llm.sleep(level=2)
+    ASLEEP
+    llm.wake_up(tags=["weights"])
+    llm.collective_rpc("reload_weights")
+    llm.wake_up(tags=["kv_cache"])
+    assert text() == before
+
+    try:
+        llm.sleep(level=3)
+    except Exception as error:
+        print("refused:", error)
+    llm.wake_up()
+    assert text() == before
+    print("the same", len(before))
+
+if __name__ == "__main__":
+    main()
+"""
+MAPPED = (
+    "from allocator import SleepPool; print('mapped', sum(s.mapped for s in SleepPool.get('cpu').stats().values()))"
+)
+
+WITHOUT_SLEEP_MODE = """
+import sys
+from vllm import LLM
+
+llm = LLM(sys.argv[1], max_model_len=64, enforce_eager=True)
+print(type(llm.llm_engine.model_executor.driver_worker.worker).__name__, "allocator" in sys.modules)
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_tiny_model(tmp_path / "model")
+
+
+def _run(program: str, model: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    script = model.parent / "program.py"
+    script.write_text(program)
+    variables = {
+        **os.environ,
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        **environment,
+    }
+    command = [sys.executable, str(script), str(model)]
+    return subprocess.run(command, env=variables, cwd=model.parent, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("in_process", [True, False])
+def test_the_published_example_runs_as_it_stands(model: Path, in_process: bool) -> None:
+    program = PUBLISHED_EXAMPLE.replace("ASLEEP", MAPPED if in_process else "")
+    result = _run(program, model, VLLM_ENABLE_V1_MULTIPROCESSING="0" if in_process else "1")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert result.stdout.count("mapped 0\n") == (2 if in_process else 0)
+    assert "want 1 (offload weights) or 2 (drop them)" in result.stdout
+    assert "the same 16" in result.stdout
+
+
+def test_switched_off_vllm_refuses_the_cpu_as_it_always_did(model: Path) -> None:
+    result = _run(PUBLISHED_EXAMPLE.replace("ASLEEP", ""), model, RLHF_NPU_SLEEP_MODE="0")
+    assert result.returncode == 1
+    assert "Sleep mode is not supported on current platform" in result.stderr
+
+
+def test_an_engine_that_does_not_ask_for_it_gets_vllms_own_worker(model: Path) -> None:
+    result = _run(WITHOUT_SLEEP_MODE, model, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.splitlines()[-1] == "CPUWorker False"
