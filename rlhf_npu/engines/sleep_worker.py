@@ -6,6 +6,7 @@ the same pool on both, so that the loop runs the same code everywhere.
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -24,6 +25,7 @@ class SleepMixin:
     """Sleep and wake-up through the sleep pool, for a worker of vLLM that runs on `device`."""
 
     device: torch.device
+    model_config: Any
     model_runner: Any
 
     @cached_property
@@ -49,9 +51,22 @@ class SleepMixin:
         """
         if level not in (1, 2):
             raise InvalidArgumentError(f"level is {level!r}, want 1 (offload weights) or 2 (drop them)", phase="sleep")
-        parameters = list(self.model_runner.model.parameters()) if level == 2 else []
-        self.sleep_pool.sleep(offload=[WEIGHTS], discard=[KV_CACHE], droppable=parameters)
+        droppable = self._parameters_to_drop() if level == 2 else []
+        self.sleep_pool.sleep(offload=[WEIGHTS], discard=[KV_CACHE], droppable=droppable)
 
     def wake_up(self, tags: list[str] | None = None) -> None:
         """Map `tags` (all if None) again; after level 2 the parameters hold anything until they are loaded."""
         self.sleep_pool.wake_up(tags)
+
+    def _parameters_to_drop(self) -> list[torch.Tensor]:
+        """All parameters but those that `sleep_preserve_parameter_names` (of vLLM 0.32) keeps."""
+        kept = getattr(self.model_config, "sleep_preserve_parameter_names", [])
+        parameters = dict(self.model_runner.model.named_parameters())
+        for pattern in kept:
+            if not fnmatch.filter(parameters, pattern):
+                raise InvalidArgumentError(f"sleep_preserve_parameter_names: no parameter matches {pattern!r}")
+        return [
+            parameter
+            for name, parameter in parameters.items()
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in kept)
+        ]

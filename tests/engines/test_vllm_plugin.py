@@ -17,7 +17,14 @@ import sys
 from vllm import LLM, SamplingParams
 
 def main():
-    llm = LLM(sys.argv[1], enable_sleep_mode=True, max_model_len=64, enforce_eager=True, seed=0)
+    llm = LLM(
+        sys.argv[1],
+        enable_sleep_mode=True,
+        max_model_len=64,
+        enforce_eager=True,
+        seed=0,
+        sleep_preserve_parameter_names=["*embed_tokens*"],
+    )
     prompt = {"prompt_token_ids": [1, 4, 13, 6, 14, 11, 13, 7]}
     sampling = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 
@@ -33,6 +40,7 @@ def main():
     llm.sleep(level=2)
     ASLEEP
     llm.wake_up(tags=["weights"])
+    KEPT
     llm.collective_rpc("reload_weights")
     llm.wake_up(tags=["kv_cache"])
     assert text() == before
@@ -47,6 +55,11 @@ def main():
 
 if __name__ == "__main__":
     main()
+"""
+KEPT = """
+    model = llm.llm_engine.model_executor.driver_worker.get_model()
+    values = {name: parameter.float().abs().max().item() for name, parameter in model.named_parameters()}
+    print("kept", [name for name, value in values.items() if value > 1e-6])
 """
 MAPPED = (
     "from allocator import SleepPool; print('mapped', sum(s.mapped for s in SleepPool.get('cpu').stats().values()))"
@@ -84,9 +97,12 @@ def _run(program: str, model: Path, **environment: str) -> subprocess.CompletedP
 @pytest.mark.parametrize("in_process", [True, False])
 def test_the_published_example_runs_as_it_stands(model: Path, in_process: bool) -> None:
     program = PUBLISHED_EXAMPLE.replace("ASLEEP", MAPPED if in_process else "")
-    result = _run(program, model, VLLM_ENABLE_V1_MULTIPROCESSING="0" if in_process else "1")
+    program = program.replace("    KEPT\n", KEPT if in_process else "")
+    variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1", "SLEEP_POOL_POISON": "1"}
+    result = _run(program, model, **variables)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert result.stdout.count("mapped 0\n") == (2 if in_process else 0)
+    assert ("kept ['model.embed_tokens.weight']" in result.stdout) == in_process
     assert "want 1 (offload weights) or 2 (drop them)" in result.stdout
     assert "the same 16" in result.stdout
 
