@@ -1,0 +1,132 @@
+"""vLLM's server with `--enable-sleep-mode`: its own endpoints, on the CPU, with requests in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from rlhf_npu.workers.environment import free_port
+from tests.tiny_model import save_tiny_model
+
+START_SECONDS = 120
+REQUESTS = 40
+CYCLES = 4
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    model, port = save_tiny_model(folder / "model"), free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--enable-sleep-mode", "--enforce-eager", "--max-model-len", "64"]
+    environment = {
+        **os.environ,
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    _wait_until_healthy(process, address, folder / "log")
+    yield address
+    process.terminate()
+    assert process.wait(timeout=60) is not None
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if httpx.get(f"{address}/health", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.5)
+    process.kill()
+    raise AssertionError(log.read_text()[-4000:])
+
+
+def _request(number: int) -> dict[str, Any]:
+    prompt = [1, 4 + number % 9, 13, 6, 14, 11, 13, 7]
+    return {"model": "tiny", "prompt": prompt, "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+
+
+def _text(server: str, number: int = 0) -> str:
+    answer = httpx.post(f"{server}/v1/completions", json=_request(number), timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["text"]
+
+
+def _post(server: str, path: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{server}/{path}", timeout=60, json=body or None)
+
+
+def _is_sleeping(server: str) -> bool:
+    return httpx.get(f"{server}/is_sleeping", timeout=60).json()["is_sleeping"]
+
+
+def test_both_levels_and_waking_in_two_steps(server: str) -> None:
+    before = _text(server)
+    assert _post(server, "sleep?level=1").status_code == 200
+    assert _is_sleeping(server)
+    assert _post(server, "wake_up?tags=weights").status_code == 200
+    assert _is_sleeping(server)
+    assert _post(server, "wake_up").status_code == 200
+    assert not _is_sleeping(server)
+    assert _text(server) == before
+    assert _post(server, "sleep?level=2").status_code == 200
+    assert _post(server, "wake_up?tags=weights").status_code == 200
+    assert _post(server, "collective_rpc", method="reload_weights").status_code == 200
+    assert _post(server, "wake_up?tags=kv_cache").status_code == 200
+    assert _text(server) == before
+
+
+def test_a_level_that_is_none_changes_nothing(server: str) -> None:
+    assert _post(server, "sleep?level=3").status_code == 400
+    assert not _is_sleeping(server)
+    assert _text(server)
+
+
+@pytest.mark.parametrize("mode", ["wait", "abort"])
+def test_each_request_ends_while_the_server_sleeps_and_wakes(server: str, mode: str) -> None:
+    wanted = [_text(server, number) for number in range(9)]
+    answers = asyncio.run(_load(server, mode))
+    assert len(answers) == REQUESTS
+    finished = [(number, choice["text"]) for number, choice in answers if choice["finish_reason"] == "length"]
+    assert all(text == wanted[number % 9] for number, text in finished)
+    cut = [choice["finish_reason"] for _, choice in answers if choice["finish_reason"] != "length"]
+    assert set(cut) <= ({"abort"} if mode == "abort" else set())
+    assert len(finished) >= REQUESTS / 4
+
+
+async def _load(server: str, mode: str) -> list[tuple[int, dict[str, Any]]]:
+    """Many requests at once, and a few sleeps and wake-ups meanwhile; each request's answer."""
+    async with httpx.AsyncClient(base_url=server, timeout=120) as client:
+
+        async def ask(number: int) -> tuple[int, dict[str, Any]]:
+            await asyncio.sleep(number * 0.05)
+            answer = await client.post("/v1/completions", json=_request(number))
+            assert answer.status_code == 200, answer.text
+            return number, answer.json()["choices"][0]
+
+        async def turn() -> None:
+            for _ in range(CYCLES):
+                await asyncio.sleep(0.3)
+                assert (await client.post(f"/sleep?level=1&mode={mode}")).status_code == 200
+                assert (await client.post("/wake_up")).status_code == 200
+
+        answers = asyncio.gather(*(ask(number) for number in range(REQUESTS)))
+        await turn()
+        return await answers
