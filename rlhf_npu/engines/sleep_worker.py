@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from vllm.model_executor.layers import rotary_embedding
 
 from allocator import InvalidArgumentError, SleepPool
 
@@ -37,6 +38,8 @@ class SleepMixin:
     def load_model(self, **arguments: Any) -> None:
         """Give back what loading made and freed, before vLLM looks how much memory is left for the cache."""
         super().load_model(**arguments)  # type: ignore[misc]
+        # vLLM would hand the tables in these weights to the next engine of the process, which runs while they sleep.
+        rotary_embedding._ROPE_DICT.clear()  # noqa: SLF001
         self.sleep_pool.trim()
 
     def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[None]:

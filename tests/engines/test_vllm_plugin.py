@@ -23,6 +23,7 @@ def main():
         max_model_len=64,
         enforce_eager=True,
         seed=0,
+        gpu_memory_utilization=0.3,
         sleep_preserve_parameter_names=["*embed_tokens*"],
     )
     prompt = {"prompt_token_ids": [1, 4, 13, 6, 14, 11, 13, 7]}
@@ -65,11 +66,42 @@ MAPPED = (
     "from allocator import SleepPool; print('mapped', sum(s.mapped for s in SleepPool.get('cpu').stats().values()))"
 )
 
+TWO_ENGINES = """
+import sys
+from vllm import LLM, SamplingParams
+from allocator import SleepPool
+
+prompt = {"prompt_token_ids": [1, 4, 13, 6, 14, 11, 13, 7]}
+sampling = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+
+def engine():
+    settings = dict(max_model_len=64, enforce_eager=True, gpu_memory_utilization=0.3, seed=0)
+    return LLM(sys.argv[1], enable_sleep_mode=True, **settings)
+
+def text(llm):
+    return llm.generate(prompt, sampling)[0].outputs[0].token_ids
+
+first = engine()
+before = text(first)
+first.sleep()
+second = engine()
+assert text(second) == before
+for _ in range(2):
+    second.sleep()
+    first.wake_up()
+    assert text(first) == before
+    first.sleep()
+    second.wake_up()
+    assert text(second) == before
+mapped = [sum(tag.mapped for tag in SleepPool.get("cpu", name).stats().values()) for name in ("default", "engine1")]
+print("mapped", mapped[0], mapped[1] > 0)
+"""
+
 WITHOUT_SLEEP_MODE = """
 import sys
 from vllm import LLM
 
-llm = LLM(sys.argv[1], max_model_len=64, enforce_eager=True)
+llm = LLM(sys.argv[1], max_model_len=64, enforce_eager=True, gpu_memory_utilization=0.3)
 print(type(llm.llm_engine.model_executor.driver_worker.worker).__name__, "allocator" in sys.modules)
 """
 
@@ -105,6 +137,12 @@ def test_the_published_example_runs_as_it_stands(model: Path, in_process: bool) 
     assert ("kept ['model.embed_tokens.weight']" in result.stdout) == in_process
     assert "want 1 (offload weights) or 2 (drop them)" in result.stdout
     assert "the same 16" in result.stdout
+
+
+def test_two_engines_of_a_process_take_turns(model: Path) -> None:
+    result = _run(TWO_ENGINES, model, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    assert "mapped 0 True" in result.stdout
 
 
 def test_switched_off_vllm_refuses_the_cpu_as_it_always_did(model: Path) -> None:

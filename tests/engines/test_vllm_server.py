@@ -28,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     model, port = save_tiny_model(folder / "model"), free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--enable-sleep-mode", "--enforce-eager", "--max-model-len", "64"]
+    command += ["--enable-sleep-mode", "--enforce-eager", "--max-model-len", "64", "--gpu-memory-utilization", "0.3"]
     environment = {
         **os.environ,
         "VLLM_SERVER_DEV_MODE": "1",
