@@ -6,7 +6,9 @@ its configuration. RLHF_NPU_SLEEP_MODE=0 leaves vLLM as it is.
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 SWITCH = "RLHF_NPU_SLEEP_MODE"
@@ -15,6 +17,8 @@ SLEEP_WORKERS = {
     "cpu": "rlhf_npu.engines.sleep_cpu_worker.SleepCPUWorker",
     "cuda": "rlhf_npu.engines.sleep_gpu_worker.SleepGPUWorker",
 }
+
+TAGS = ("weights", "kv_cache", "scheduling")  # vLLM's own; the last is a pause without sleep
 
 
 def register() -> None:
@@ -38,8 +42,30 @@ def _offer_sleep_mode(platform: Any, worker: str) -> None:
         model, parallel = vllm_config.model_config, vllm_config.parallel_config
         if model is not None and model.enable_sleep_mode and parallel.worker_cls == "auto":
             parallel.worker_cls = worker
+            _refuse_unknown_tags()
         check(cls, vllm_config)
 
     platform.check_and_update_config = classmethod(check_and_update_config)
     platform.is_sleep_mode_available = lambda _: True
     platform.sleeps_in_pool = True
+
+
+def _refuse_unknown_tags() -> None:
+    """Make the engines' `wake_up` raise ValueError, which a server answers with 400; vLLM only logs a warning."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    for engine in (AsyncLLM, LLMEngine):
+        if not hasattr(engine.wake_up, "checks_tags"):
+            engine.wake_up = _with_checked_tags(engine.wake_up)
+
+
+def _with_checked_tags(wake_up: Any) -> Any:
+    @functools.wraps(wake_up)
+    def checked(self: Any, tags: Sequence[str] | None = None) -> Any:
+        if unknown := [tag for tag in tags or () if tag not in TAGS]:
+            raise ValueError(f"wake_up: unknown tags {unknown}; want some of {list(TAGS)}, or none for all")
+        return wake_up(self, tags)
+
+    checked.checks_tags = True  # type: ignore[attr-defined]
+    return checked

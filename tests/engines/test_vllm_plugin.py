@@ -46,10 +46,11 @@ def main():
     llm.wake_up(tags=["kv_cache"])
     assert text() == before
 
-    try:
-        llm.sleep(level=3)
-    except Exception as error:
-        print("refused:", error)
+    for misuse in (lambda: llm.sleep(level=3), lambda: llm.wake_up(tags=["wights"])):
+        try:
+            misuse()
+        except Exception as error:
+            print("refused:", error)
     llm.wake_up()
     assert text() == before
     print("the same", len(before))
@@ -136,6 +137,7 @@ def test_the_published_example_runs_as_it_stands(model: Path, in_process: bool) 
     assert result.stdout.count("mapped 0\n") == (2 if in_process else 0)
     assert ("kept ['model.embed_tokens.weight']" in result.stdout) == in_process
     assert "want 1 (offload weights) or 2 (drop them)" in result.stdout
+    assert "unknown tags ['wights']" in result.stdout
     assert "the same 16" in result.stdout
 
 

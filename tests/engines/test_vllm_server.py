@@ -93,10 +93,16 @@ def test_both_levels_and_waking_in_two_steps(server: str) -> None:
     assert _text(server) == before
 
 
-def test_a_level_that_is_none_changes_nothing(server: str) -> None:
+def test_a_level_or_a_tag_that_is_none_changes_nothing(server: str) -> None:
+    before = _text(server)
     assert _post(server, "sleep?level=3").status_code == 400
     assert not _is_sleeping(server)
-    assert _text(server)
+    assert _post(server, "sleep").status_code == 200
+    refused = _post(server, "wake_up?tags=weights&tags=wights")
+    assert (refused.status_code, "unknown tags ['wights']" in refused.text) == (400, True)
+    assert _is_sleeping(server)
+    assert _post(server, "wake_up").status_code == 200
+    assert _text(server) == before
 
 
 @pytest.mark.parametrize("mode", ["wait", "abort"])
