@@ -328,9 +328,9 @@ class SleepPool:
         """
         native.check(self._library.sleep_pool_check_sleep(self._pool, native.names([tag]), 1, native.names([]), 0))
         self._settle()
-        with futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare_host") as executor:
-            preparation = executor.submit(self._make_host, tag)
-            executor.shutdown(wait=False)
+        executor = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare_host")
+        preparation = executor.submit(self._make_host, tag)
+        executor.shutdown(wait=False)
         self._preparations.append(preparation)
         return preparation
 

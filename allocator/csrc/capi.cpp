@@ -43,12 +43,12 @@ struct Registry {
   std::map<std::tuple<std::string, int, std::string>, std::unique_ptr<sleep_pool>> pools;
 };
 
-// Of trivial types, because a thread's last frees come after its destructors ran.
 struct Region {
   Tag* tag;
   uint64_t number;
 };
 
+// Of trivial types, because a thread's last frees come after its destructors ran.
 struct Regions {
   int depth;
   Region open[kMaxDepth];
@@ -230,6 +230,12 @@ allocator::Segment* find_segment(char* pointer) {
   return pointer < segment->base + segment->bytes ? segment : nullptr;
 }
 
+// However the sleep ends, the next one copies everything again.
+struct DroppableForOneSleep {
+  Pool& pool;
+  ~DroppableForOneSleep() { pool.forget_droppable(); }
+};
+
 struct Ranges {
   const uint64_t* addresses;
   const uint64_t* sizes;
@@ -328,10 +334,9 @@ int sleep_pool_sleep(sleep_pool* pool, const char* const* offload, size_t offloa
       return failure;
     }
     const auto drop = [](allocator::Segment* segment, const char* at, size_t bytes) { segment->drop(at, bytes); };
+    const DroppableForOneSleep droppable{all};
     for_each_range(all, {droppable_addresses, droppable_sizes, droppable_count}, drop);
-    Failure failure = all.sleep(order.offload, order.discard);
-    all.forget_droppable();
-    return failure;
+    return all.sleep(order.offload, order.discard);
   });
 }
 

@@ -1,6 +1,7 @@
 #include "host_arena.h"
 
 #include <algorithm>
+#include <system_error>
 #include <utility>
 
 namespace allocator {
@@ -15,9 +16,13 @@ HostArena::HostArena(std::size_t bytes, std::size_t chunk_bytes) : bytes_(bytes)
 
 void HostArena::start(std::size_t threads, MakeChunk make) {
   make_ = std::move(make);
-  const std::size_t wanted = std::min(threads, chunks_.size());
-  if (wanted <= 1) return make_chunks();
-  for (std::size_t i = 0; i < wanted; ++i) threads_.emplace_back([this] { make_chunks(); });
+  const std::size_t wanted = threads == 1 ? 0 : std::min(threads, chunks_.size());
+  try {
+    while (threads_.size() < wanted) threads_.emplace_back([this] { make_chunks(); });
+  } catch (const std::system_error&) {
+    // The process may have no more threads: fewer do as well, and so does this one.
+  }
+  if (threads_.empty()) make_chunks();
 }
 
 void HostArena::make_chunks() {

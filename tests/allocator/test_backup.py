@@ -1,5 +1,6 @@
 """Reading what sleeps, and making its host memory in the background."""
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -57,6 +58,27 @@ def test_host_memory_is_made_in_the_background_and_used(pool: SleepPool, held: C
     assert held()["arenas"] == made
     pool.wake_up()
     assert torch.equal(weights, torch.arange(16 * MIB))
+
+
+def test_preparing_waits_for_nothing_and_a_sleep_waits_for_it(pool: SleepPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pool.region("weights"):
+        weights = torch.arange(MIB)
+    go_on = threading.Event()
+    make_host = pool._make_host
+
+    def make_host_late(tag: str) -> None:
+        assert go_on.wait(timeout=60)
+        make_host(tag)
+
+    monkeypatch.setattr(pool, "_make_host", make_host_late)
+    preparation = pool.prepare_host()
+    assert not preparation.done()
+    assert pool.stats()["weights"].host == 0  # and the pool can be used meanwhile
+    threading.Timer(0.2, go_on.set).start()
+    pool.sleep()
+    assert preparation.done()
+    pool.wake_up()
+    assert torch.equal(weights, torch.arange(MIB))
 
 
 def test_a_preparation_that_fails_says_so_and_sleep_makes_its_own(pool: SleepPool) -> None:

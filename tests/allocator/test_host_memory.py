@@ -75,7 +75,7 @@ def test_prepare_host_makes_the_memory_before_the_first_sleep(
 ) -> None:
     with pool.region("weights"):
         weights = torch.ones(MIB)
-    pool.prepare_host()
+    pool.prepare_host().result()
     assert held()["arenas"] == 1
     pool.sleep()
     assert held()["arenas"] == 1
