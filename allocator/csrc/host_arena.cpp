@@ -1,6 +1,7 @@
 #include "host_arena.h"
 
 #include <algorithm>
+#include <new>
 #include <system_error>
 #include <utility>
 
@@ -27,7 +28,16 @@ void HostArena::start(std::size_t threads, MakeChunk make) {
 
 void HostArena::make_chunks() {
   for (std::size_t i = next_++; i < chunks_.size(); i = next_++) {
-    promises_[i].set_value(make_(i, chunks_[i].bytes, &chunks_[i].memory));
+    promises_[i].set_value(make_chunk(i));
+  }
+}
+
+// An exception that leaves a thread would end the process.
+Status HostArena::make_chunk(std::size_t index) noexcept {
+  try {
+    return make_(index, chunks_[index].bytes, &chunks_[index].memory);
+  } catch (const std::bad_alloc&) {
+    return Status::out_of_memory("no host memory");  // short enough to need none
   }
 }
 

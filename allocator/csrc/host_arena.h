@@ -47,6 +47,7 @@ class HostArena {
 
  private:
   void make_chunks();
+  Status make_chunk(std::size_t index) noexcept;
 
   const std::size_t bytes_;
   const std::size_t chunk_bytes_;

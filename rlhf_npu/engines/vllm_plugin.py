@@ -17,7 +17,6 @@ SLEEP_WORKERS = {
     "cpu": "rlhf_npu.engines.sleep_cpu_worker.SleepCPUWorker",
     "cuda": "rlhf_npu.engines.sleep_gpu_worker.SleepGPUWorker",
 }
-
 TAGS = ("weights", "kv_cache", "scheduling")  # vLLM's own; the last is a pause without sleep
 
 

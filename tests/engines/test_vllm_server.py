@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     _wait_until_healthy(process, address, folder / "log")
     yield address
     process.terminate()
-    assert process.wait(timeout=60) is not None
+    process.wait(timeout=60)
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
@@ -103,6 +104,17 @@ def test_a_level_or_a_tag_that_is_none_changes_nothing(server: str) -> None:
     assert _is_sleeping(server)
     assert _post(server, "wake_up").status_code == 200
     assert _text(server) == before
+
+
+def test_a_request_that_comes_while_the_server_sleeps_waits_for_it_to_wake(server: str) -> None:
+    before = _text(server)
+    assert _post(server, "sleep?level=1").status_code == 200
+    with ThreadPoolExecutor(1) as executor:
+        answer = executor.submit(_text, server)
+        time.sleep(1)
+        assert not answer.done()
+        assert _post(server, "wake_up").status_code == 200
+        assert answer.result(timeout=60) == before
 
 
 @pytest.mark.parametrize("mode", ["wait", "abort"])

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <random>
 #include <thread>
 #include <vector>
@@ -88,6 +89,17 @@ void make_arena_on_threads() {
   for (auto& chunk : arena.chunks()) std::free(chunk.memory);
 }
 
+// A thread that runs out of memory of its own fails its chunk and nothing else.
+void fail_on_a_thread() {
+  allocator::HostArena arena(10 * 4096, 4096);
+  arena.start(4, [](std::size_t index, std::size_t, void**) -> allocator::Status {
+    if (index == 3) throw std::bad_alloc();
+    return {};
+  });
+  require(arena.wait(2).ok() && arena.wait(3).outcome == allocator::Outcome::kOutOfMemory, "failed chunk");
+  arena.join();
+}
+
 void sleep_and_wake(sleep_pool* pool, const std::vector<Allocation>& sleepers, std::mt19937& random) {
   const char* tag = "sleeper";
   // Faults of calls that workers make too would be theirs.
@@ -108,6 +120,7 @@ int main(int, char** arguments) {
   require(sleep_pool_open("cpu", kDevice, "default", &pool) == 0, "open");
   require(sleep_pool_set_handle_bytes(pool, 64 << 10) == 0, "set_handle_bytes");
   make_arena_on_threads();
+  fail_on_a_thread();
   std::mt19937 random(99);
   std::vector<Allocation> sleepers;
   std::uint64_t region = 0;
