@@ -361,7 +361,9 @@ class SleepPool:
         native.check(self._library.sleep_pool_read_backup(self._pool, tag.encode(), address, size, to))
 
     def set_handle_bytes(self, size: int) -> None:
-        """The size of the physical handles of memory that is allocated from now on, on this device; 256 MiB at first.
+        """The size of the physical handles of memory that is allocated from now on, on this device.
+
+        At first 2 GiB, on the CPU 256 MiB.
 
         An allocation is cut into handles of like size, up to half more or less than this. One handle costs the
         driver two calls to sleep and two to wake, whatever its size; memory comes and goes by the handle.

@@ -55,8 +55,8 @@ class Measurement:
         unprepared_sleep: median of sleeps after all host memory was given back.
         prepare, prepared_sleep: medians of preparing host memory anew, and of the sleep after that.
         sleeps, wakes: of later cycles at level 1, all tags.
-        sleep_level_2, wake_level_2: medians of later cycles, with a pause between the two as training is one: a driver
-            clears memory after it was given back, and whoever wants it at once waits for that.
+        sleep_level_2, wake_level_2: medians of later cycles, with a pause before each as training and generating are: a
+            driver clears memory after it was given back, and whoever wants it at once waits for that.
         wake_weights, wake_cache: medians of waking in two steps.
         left_on_device: what the driver counts as used asleep, over what it counted before the tensors were made.
         host: resident memory that the first sleep added; on the CPU, what the pool holds.
@@ -281,6 +281,7 @@ class Bench:
     def _level_2(self, result: Measurement) -> None:
         sleeps, wakes = [], []
         for _ in range(max(1, self.order.cycles)):
+            time.sleep(PAUSE_SECONDS)
             sleeps.append(self._time(lambda: self.contender.sleep(2)))
             time.sleep(PAUSE_SECONDS)
             wakes.append(self._time(lambda: self.contender.wake_up([WEIGHTS, KV_CACHE])))

@@ -65,7 +65,8 @@ class Device {
   const std::array<std::uint64_t, SLEEP_POOL_CALLS>& calls() const { return calls_; }
 
  private:
-  Device(int index, std::unique_ptr<Driver> driver) : index_(index), driver_(std::move(driver)) {}
+  Device(int index, std::unique_ptr<Driver> driver)
+      : index_(index), driver_(std::move(driver)), piece_bytes_(driver_->handle_bytes()) {}
 
   template <typename Action>
   Failure run(sleep_pool_call call, const Subject& subject, Action action);
@@ -76,7 +77,7 @@ class Device {
 
   const int index_;
   const std::unique_ptr<Driver> driver_;
-  std::size_t piece_bytes_ = std::size_t{256} << 20;
+  std::size_t piece_bytes_;
   std::size_t held_bytes_ = 0;
   std::array<std::uint64_t, SLEEP_POOL_CALLS> calls_{};
   std::array<std::uint64_t, SLEEP_POOL_CALLS> faults_{};  // how many calls from now; 0: never

@@ -39,6 +39,9 @@ class Driver {
 
   // Sizes given to reserve and create are multiples of this, and a power of two.
   virtual std::size_t granularity() const = 0;
+  // About how large physical handles are to be, unless someone says otherwise. A call costs the same whatever the size,
+  // but a handle goes back whole, when all of it has been copied.
+  virtual std::size_t handle_bytes() const { return std::size_t{2} << 30; }
 
   virtual Status reserve(std::size_t bytes, void** address) = 0;
   virtual Status unreserve(void* address, std::size_t bytes) = 0;

@@ -62,6 +62,12 @@ bool has_backup(const Tag* tag) {
   return std::any_of(tag->arenas.begin(), tag->arenas.end(), used);
 }
 
+bool any(const Piece&) { return true; }
+
+bool copied(const Piece& piece) { return piece.ticket != 0; }
+
+bool not_copied(const Piece& piece) { return piece.ticket == 0; }
+
 void drop_backup(Piece& piece) {
   if (piece.backup != nullptr) --piece.backup->backups;
   piece.backup = nullptr;
@@ -208,8 +214,8 @@ void Pool::forget_droppable() {
   }
 }
 
-// All copies are queued first. Then the memory goes back: what is discarded while the copies run, what is offloaded
-// piece by piece as its copies are done.
+// All copies are queued first. Then the memory goes back: while the copies run what nothing is copied of, then the
+// rest piece by piece as its copies are done.
 Failure Pool::sleep(const Tags& offload, const Tags& discard) {
   if (Failure failure = bury_dying()) return failure;
   if (Failure failure = device_->synchronize()) return failure;
@@ -219,10 +225,13 @@ Failure Pool::sleep(const Tags& offload, const Tags& discard) {
     if (!failure) failure = start_backup(*tag, move);
   }
   for (Tag* tag : discard) {
-    if (!failure) failure = let_go(*tag, move);
+    if (!failure) failure = let_go(*tag, move, any);
   }
   for (Tag* tag : offload) {
-    if (!failure) failure = let_go(*tag, move);
+    if (!failure) failure = let_go(*tag, move, not_copied);
+  }
+  for (Tag* tag : offload) {
+    if (!failure) failure = let_go(*tag, move, copied);
   }
   // Each of its chunks was waited for by now, or an earlier failure is what counts.
   for (auto& [tag, arena] : move.started) device_->finish_host(tag->name, *arena);
@@ -286,10 +295,11 @@ Failure Pool::back_up(Piece& piece, HostArena& arena, std::size_t* arena_offset,
   return device_->mark(piece);
 }
 
-Failure Pool::let_go(Tag& tag, Move& move) {
+Failure Pool::let_go(Tag& tag, Move& move, bool (*chosen)(const Piece&)) {
   for (auto& [base, segment] : tag.segments) {
     if (segment->dying()) continue;
     for (Piece& piece : segment->pieces) {
+      if (!chosen(piece)) continue;
       if (Failure failure = let_go(piece, move)) return failure;
     }
   }

@@ -76,7 +76,7 @@ class Pool {
 
   Failure start_backup(Tag& tag, Move& move);
   Failure back_up(Piece& piece, HostArena& arena, std::size_t* arena_offset, Move& move);
-  Failure let_go(Tag& tag, Move& move);
+  Failure let_go(Tag& tag, Move& move, bool (*chosen)(const Piece&));
   Failure let_go(Piece& piece, Move& move);
   void end_sleep(Tag& tag, Move& move, bool failed);
   Failure check_held() const;
