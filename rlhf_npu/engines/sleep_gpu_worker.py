@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from vllm.v1.worker.gpu_worker import Worker
 
-from rlhf_npu.engines.sleep_worker import KV_CACHE, SleepMixin
+from rlhf_npu.engines.sleep_backend import KV_CACHE
+from rlhf_npu.engines.sleep_worker import SleepMixin
 
 
 class SleepGPUWorker(SleepMixin, Worker):
     """A GPU worker that sleeps in this pool instead of vLLM's."""
 
     def wake_up(self, tags: list[str] | None = None) -> None:
-        """As always, and what the runner must do with a cache that has come back."""
+        """As always, and what the runner of vLLM 0.23 must do with a cache that has come back."""
         super().wake_up(tags)
-        if tags is None or KV_CACHE in tags:
+        if (tags is None or KV_CACHE in tags) and hasattr(self.model_runner, "post_kv_cache_wake_up"):
             self.model_runner.post_kv_cache_wake_up()

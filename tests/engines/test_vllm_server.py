@@ -1,4 +1,7 @@
-"""vLLM's server with `--enable-sleep-mode`: its own endpoints, on the CPU, with requests in flight."""
+"""vLLM's server with `--enable-sleep-mode`: its own endpoints, on the CPU, with requests in flight.
+
+RLHF_NPU_LOAD_REQUESTS and RLHF_NPU_LOAD_CYCLES say how many requests meet how many sleeps and wake-ups.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from rlhf_npu.workers.environment import free_port
 from tests.tiny_model import save_tiny_model
 
 START_SECONDS = 120
-REQUESTS = 40
-CYCLES = 4
+REQUESTS = int(os.environ.get("RLHF_NPU_LOAD_REQUESTS", "40"))
+CYCLES = int(os.environ.get("RLHF_NPU_LOAD_CYCLES", "4"))
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,29 @@ def test_both_levels_and_waking_in_two_steps(server: str) -> None:
     assert _post(server, "collective_rpc", method="reload_weights").status_code == 200
     assert _post(server, "wake_up?tags=kv_cache").status_code == 200
     assert _text(server) == before
+
+
+def _metrics(server: str) -> dict[str, float]:
+    lines = httpx.get(f"{server}/metrics", timeout=60).text.splitlines()
+    pairs = [line.rsplit(" ", 1) for line in lines if line.startswith(("rlhf_npu:", "vllm:engine_sleep_state"))]
+    return {name: float(value) for name, value in pairs}
+
+
+def test_metrics_say_state_bytes_and_seconds(server: str) -> None:
+    assert _post(server, "sleep?level=1").status_code == 200
+    asleep = _metrics(server)
+    assert _post(server, "wake_up").status_code == 200
+    awake = _metrics(server)
+    state = next(name for name in asleep if 'sleep_state="weights_offloaded"' in name)
+    assert (asleep[state], awake[state]) == (1, 0)
+    for tag in ("weights", "kv_cache"):
+        on_device = f'rlhf_npu:sleep_pool_bytes{{place="device",tag="{tag}"}}'
+        assert asleep[on_device] == 0
+        assert awake[on_device] > 1 << 16
+        for phase in ("sleep", "wake"):
+            assert awake[f'rlhf_npu:sleep_pool_seconds_sum{{phase="{phase}",tag="{tag}"}}'] > 0
+            assert awake[f'rlhf_npu:sleep_pool_seconds_count{{phase="{phase}",tag="{tag}"}}'] >= 1
+    assert asleep['rlhf_npu:sleep_pool_bytes{place="host",tag="weights"}'] > 1 << 16
 
 
 def test_a_level_or_a_tag_that_is_none_changes_nothing(server: str) -> None:
