@@ -125,7 +125,7 @@ def test_the_core_is_clean_under_sanitizers(tmp_path: Path, sanitizer: str) -> N
     command = ["c++", "-std=c++17", "-O0", "-g1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     command += ["-pthread", "-I", str(_CORE), str(unity), "-o", str(program)]
     subprocess.run(command, check=True)
-    result = subprocess.run([program, "4"], capture_output=True, text=True, check=False)
+    result = subprocess.run([program, "2"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("clean: ")
 

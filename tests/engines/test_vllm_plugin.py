@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,15 @@ def test_the_published_example_runs_as_it_stands(model: Path) -> None:
     assert "the same 16" in result.stdout
 
 
+@pytest.fixture
+def without_leftovers() -> Iterator[None]:
+    """vLLM ends workers that are slow to stop, and their shared memory stays."""
+    yield
+    for segment in Path("/dev/shm").glob("vllm_dist_*"):
+        segment.unlink()
+
+
+@pytest.mark.usefixtures("without_leftovers")
 def test_an_asynchronous_engine_of_two_workers(model: Path) -> None:
     result = _run(ASYNC_ENGINE, model, SLEEP_POOL_POISON="1")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]

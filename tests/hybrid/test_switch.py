@@ -11,11 +11,10 @@ from tests.tiny_model import save_tiny_model
 PROMPTS = [[1, 4, 13, 6, 14, 11, 13, 7]]
 
 
-def _hybrid_engine(model_path: str, sleep_level: int) -> Any:
+def _engines(model_path: str) -> Any:
     from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
     from rlhf_npu.engines.models import load_policy
     from rlhf_npu.engines.rollout import RolloutEngine
-    from rlhf_npu.hybrid.engine import HybridEngine
     from rlhf_npu.hybrid.reshard import Resharder
     from rlhf_npu.platform import CPU
 
@@ -23,15 +22,21 @@ def _hybrid_engine(model_path: str, sleep_level: int) -> Any:
     model = ModelConfig(path=model_path, dtype="float32")
     config = RolloutConfig(n=1, kv_cache_memory_gb=0.05, log_prob_micro_batch_size_per_device=1)
     rollout = RolloutEngine(model, config, data, CPU, [2])
-    resharder = Resharder(load_policy(model), rollout, bucket_bytes=1 << 20)
-    return rollout, HybridEngine(rollout, resharder, sleep_level, CPU)
+    return rollout, Resharder(load_policy(model), rollout, bucket_bytes=1 << 20)
 
 
-def _fail_and_retry(model_path: str, sleep_level: int) -> Any:
+def _fail_and_retry(model_path: str, sleep_levels: tuple[int, ...]) -> Any:
+    rollout, resharder = _engines(model_path)
+    return [_fail_and_retry_at(level, rollout, resharder) for level in sleep_levels]
+
+
+def _fail_and_retry_at(sleep_level: int, rollout: Any, resharder: Any) -> Any:
     from allocator import SleepPool
     from rlhf_npu.errors import SwitchError
+    from rlhf_npu.hybrid.engine import HybridEngine
+    from rlhf_npu.platform import CPU
 
-    rollout, hybrid = _hybrid_engine(model_path, sleep_level)
+    hybrid = HybridEngine(rollout, resharder, sleep_level, CPU)
     pool = SleepPool.get("cpu")
     expected = rollout.generate(PROMPTS, n=1, seed=0, temperature=0.0)
     messages = []
@@ -49,8 +54,9 @@ def _fail_and_retry(model_path: str, sleep_level: int) -> Any:
 
 def test_a_failed_phase_is_named_and_a_retry_completes(tmp_path: Path) -> None:
     folder = str(save_tiny_model(tmp_path / "model"))
-    for level in (1, 2):
-        (((asleep, awake), same),) = run_ranks(1, _fail_and_retry, folder, level)
+    levels = (1, 2)
+    (results,) = run_ranks(1, _fail_and_retry, folder, levels)
+    for level, ((asleep, awake), same) in zip(levels, results, strict=True):
         assert f"sleep level {level} weights+kv_cache" in asleep
         assert "wake_up weights" in awake
         assert same
@@ -58,8 +64,11 @@ def test_a_failed_phase_is_named_and_a_retry_completes(tmp_path: Path) -> None:
 
 def _out_of_order(model_path: str) -> Any:
     from rlhf_npu.errors import SwitchError
+    from rlhf_npu.hybrid.engine import HybridEngine
+    from rlhf_npu.platform import CPU
 
-    _, hybrid = _hybrid_engine(model_path, 1)
+    rollout, resharder = _engines(model_path)
+    hybrid = HybridEngine(rollout, resharder, 1, CPU)
     messages = []
     for switch in (hybrid.to_generate, hybrid.to_train, hybrid.to_train):
         try:

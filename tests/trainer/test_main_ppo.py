@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlhf_npu import main_ppo
 from tests.ranks import run_ranks
 
 SMALL = (
@@ -30,15 +31,12 @@ SMALL = (
 )
 
 
+def arguments(output: Path, *overrides: str) -> list[str]:
+    return [f"trainer.default_local_dir={output}", *SMALL, *overrides]
+
+
 def command(output: Path, *overrides: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "rlhf_npu.main_ppo",
-        f"trainer.default_local_dir={output}",
-        *SMALL,
-        *overrides,
-    ]
+    return [sys.executable, "-m", "rlhf_npu.main_ppo", *arguments(output, *overrides)]
 
 
 def run(output: Path, *overrides: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -56,7 +54,35 @@ def log_of(output: Path) -> str:
 
 
 def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
+    """What is in shared memory, without what tests in pytest-xdist's other processes use."""
+    return {path.name for path in Path("/dev/shm").iterdir()} - _shared_memory_of_other_tests()
+
+
+def _shared_memory_of_other_tests() -> set[str]:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return set()
+    here = psutil.Process()
+    controller = here.parent()
+    assert controller is not None
+    ours = {here, *here.children(recursive=True)}
+    others = set(controller.children(recursive=True)) - ours
+    return {segment for process in others for segment in _segments_in_use(process)}
+
+
+def _segments_in_use(process: psutil.Process) -> set[str]:
+    folder = "/dev/shm/"
+    try:
+        paths = [mapped.path for mapped in process.memory_maps()] + [file.path for file in process.open_files()]
+    except psutil.Error:
+        return set()  # it has ended
+    return {path.removeprefix(folder) for path in paths if path.startswith(folder)}
+
+
+def assert_nothing_left_in_shared_memory(before: set[str]) -> None:
+    deadline = time.monotonic() + (10 if "PYTEST_XDIST_WORKER" in os.environ else 0)
+    while not shared_memory() <= before and time.monotonic() < deadline:
+        time.sleep(0.2)  # a test in another process makes or removes a segment just now
+    assert shared_memory() <= before
 
 
 def test_twenty_cycles_of_ppo(tmp_path: Path) -> None:
@@ -90,7 +116,7 @@ def test_twenty_cycles_of_ppo(tmp_path: Path) -> None:
     _check_output_folder(output)
     assert "Where the time went" in result.stdout
     assert "step 20/20" in result.stdout
-    assert shared_memory() <= before
+    assert_nothing_left_in_shared_memory(before)
 
 
 def _check_output_folder(output: Path) -> None:
@@ -164,7 +190,7 @@ def test_other_ways_to_run(tmp_path: Path, overrides: tuple[str, ...]) -> None:
         assert abs(steps[1]["actor/reward_kl_penalty"]) < 1e-6
         assert "actor/pg_loss" not in steps[1]
         assert (output / "model_step_1").is_dir()
-    assert shared_memory() <= before
+    assert_nothing_left_in_shared_memory(before)
 
 
 def test_a_folder_that_holds_a_run_is_not_written_to(tmp_path: Path) -> None:
@@ -176,21 +202,17 @@ def test_a_folder_that_holds_a_run_is_not_written_to(tmp_path: Path) -> None:
 
 
 BROKEN_REWARD = """
-def nan(response, finished, sample):
-    return float("nan")
-
 def crash(response, finished, sample):
     raise KeyError("answer")
 """
 
 
-@pytest.mark.parametrize(("function", "words"), [("nan", "nan"), ("crash", "KeyError")])
-def test_a_broken_reward_function_ends_the_run_and_says_why(tmp_path: Path, function: str, words: str) -> None:
+def test_a_broken_reward_function_ends_the_run_and_says_why(tmp_path: Path) -> None:
     (tmp_path / "rewards.py").write_text(BROKEN_REWARD)
-    overrides = (f"reward.function=rewards.py:{function}", "trainer.val_before_train=false")
+    overrides = ("reward.function=rewards.py:crash", "trainer.val_before_train=false")
     result = run(tmp_path / "run", *overrides, cwd=tmp_path)
     assert result.returncode == 2
-    assert words in result.stderr
+    assert "KeyError" in result.stderr
     assert "digit_sequence" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -218,13 +240,21 @@ SIXTEEN_DEVICES = (
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(
-    tmp_path: Path, override: str, words: list[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    override: str,
+    words: list[str],
 ) -> None:
-    result = run(tmp_path / "run", *SIXTEEN_DEVICES, override, cwd=tmp_path)
-    assert result.returncode == 2, result.stdout + result.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main_ppo", *arguments(tmp_path / "run", *SIXTEEN_DEVICES, override)])
+    with pytest.raises(SystemExit) as end:
+        main_ppo.main()
+    printed = capfd.readouterr()
+    assert end.value.code == 2, printed.out + printed.err
     for word in words:
-        assert word in " ".join(result.stderr.split())
-    assert "Traceback" not in result.stderr
+        assert word in " ".join(printed.err.split())
+    assert "Traceback" not in printed.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -252,7 +282,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, stop: signal.Signals) -> N
     assert "interrupted" in printed
     _, alive = psutil.wait_procs(family, timeout=15)
     assert alive == []
-    assert shared_memory() <= before
+    assert_nothing_left_in_shared_memory(before)
     assert not list(output.rglob("*.partial"))
     assert len(metrics_of(output)) >= 3
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ ACTOR = ActorConfig(
     optim=OptimConfig(lr=1e-3),
 )
 CRITIC = CriticConfig(ppo_micro_batch_size_per_device=1, zero_stage=0, optim=OptimConfig(lr=1e-3))
+AGGREGATIONS = ("token-mean", "seq-mean-token-mean")
 Gradients = dict[str, torch.Tensor]
 
 
@@ -54,20 +54,21 @@ def _batch() -> TensorDict:
     )
 
 
-def _gradients(model_path: str, cuts: list[tuple[int, int]], loss_agg_mode: str) -> list[Gradients]:
-    """Gradients of the actor and of the critic for each (ZeRO stage, micro-batch size)."""
+def _gradients(model_path: str, cuts: list[tuple[int, int]]) -> dict[str, list[Gradients]]:
+    """By `loss_agg_mode`: gradients of the actor and of the critic for each (ZeRO stage, micro-batch size)."""
     import torch.distributed as dist
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
     share = SEQUENCES // world_size
     mine = _batch()[rank * share : (rank + 1) * share]
-    results = []
-    for stage, micro_size in cuts:
-        results.append(
-            _actor_gradients(model_path, mine, stage, micro_size, loss_agg_mode)
-            | _critic_gradients(model_path, mine, stage, micro_size, loss_agg_mode)
-        )
-    return results
+    return {
+        mode: [
+            _actor_gradients(model_path, mine, stage, micro_size, mode)
+            | _critic_gradients(model_path, mine, stage, micro_size, mode)
+            for stage, micro_size in cuts
+        ]
+        for mode in AGGREGATIONS
+    }
 
 
 def _actor_gradients(path: str, batch: TensorDict, stage: int, micro_size: int, mode: str) -> Gradients:
@@ -122,13 +123,20 @@ def _accumulated(engine: Any, loss: Any, batch: TensorDict, micro_size: int, nam
     return gradients
 
 
-@pytest.mark.parametrize("loss_agg_mode", ["token-mean", "seq-mean-token-mean"])
-def test_gradients_do_not_depend_on_the_cut(tmp_path: Path, loss_agg_mode: str) -> None:
-    folder = str(save_tiny_model(tmp_path / "model"))
-    ((whole, *pieces),) = run_ranks(1, _gradients, folder, [(0, SEQUENCES), (0, 1), (2, 4)], loss_agg_mode)
-    two_ranks = run_ranks(2, _gradients, folder, [(0, 2), (1, 8), (2, 1), (3, 4)], loss_agg_mode)
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Gradients]]]:
+    """The gradients of one rank alone, then those of each of two; the whole mini-batch at once comes first."""
+    folder = str(save_tiny_model(tmp_path_factory.mktemp("gradients") / "model"))
+    alone = run_ranks(1, _gradients, folder, [(0, SEQUENCES), (0, 1), (2, 4)])
+    return alone + run_ranks(2, _gradients, folder, [(0, 2), (1, 8), (2, 1), (3, 4)])
+
+
+@pytest.mark.parametrize("loss_agg_mode", AGGREGATIONS)
+def test_gradients_do_not_depend_on_the_cut(worlds: list[dict[str, list[Gradients]]], loss_agg_mode: str) -> None:
+    whole, *others = [gradients for world in worlds for gradients in world[loss_agg_mode]]
+    assert len(others) == 2 + 2 * 4
     assert all(gradient.abs().max() > 1e-5 for gradient in whole.values())
-    for gradients in [*pieces, *two_ranks[0], *two_ranks[1]]:
+    for gradients in others:
         assert gradients.keys() == whole.keys()
         for name, expected in whole.items():
             assert (gradients[name] - expected).abs().max() < 1e-6, name
