@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
-from rlhf_npu.engines.vllm_plugin import SLEEP_WORKERS
+from rlhf_npu.engines.vllm_plugin import SWITCH, register
+from rlhf_npu.errors import ConfigError
 from rlhf_npu.platform import Platform
 
 GIB = 1 << 30
@@ -117,14 +118,16 @@ class RolloutEngine:
 def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, platform: Platform) -> Any:
     from vllm import LLM
 
+    if not register():  # which vLLM does by itself, but only where this package's entry points are installed
+        raise ConfigError(f"{SWITCH}=0 is set, and training puts the rollout to sleep in the sleep pool: unset it")
     if platform.name == "cpu":
         memory: dict[str, Any] = {"kv_cache_memory_bytes": int(rollout.kv_cache_memory_gb * GIB)}
     else:
-        memory = {"enable_sleep_mode": True, "gpu_memory_utilization": rollout.gpu_memory_utilization}
+        memory = {"gpu_memory_utilization": rollout.gpu_memory_utilization}
     return LLM(
         model=model.path,
         dtype=model.dtype,
-        worker_cls=SLEEP_WORKERS.get(platform.name, "auto"),
+        enable_sleep_mode=True,
         skip_tokenizer_init=True,  # prompts and responses are token ids
         trust_remote_code=model.trust_remote_code,
         distributed_executor_backend="external_launcher",

@@ -6,9 +6,8 @@ its configuration. RLHF_NPU_SLEEP_MODE=0 leaves vLLM as it is.
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Sequence
+import sys
 from typing import Any
 
 SWITCH = "RLHF_NPU_SLEEP_MODE"
@@ -18,21 +17,30 @@ SLEEP_WORKERS = {
     "cuda": "rlhf_npu.engines.sleep_gpu_worker.SleepGPUWorker",
     "npu": "rlhf_npu.engines.sleep_npu_worker.SleepNPUWorker",
 }
-TAGS = ("weights", "kv_cache", "scheduling")  # vLLM's own; the last is a pause without sleep
 # Names of mechanisms, which vLLM has since 0.32: this one's, and vLLM's own.
 BACKEND = "sleep_pool"
 VLLMS_BACKEND = "cumem"
 
 
-def register() -> None:
-    """Offer sleep mode on this process's platform, for engines that ask for it and name no worker of their own."""
+def register() -> bool:
+    """Offer sleep mode on this process's platform, for engines that ask for it and name no worker of their own.
+
+    Returns:
+        Whether it is offered: not when it is switched off, or on a platform without a worker for it.
+    """
     if os.environ.get(SWITCH) == "0":
-        return
+        return False
     from vllm.platforms import current_platform
 
     kind = current_platform.device_type
-    if kind in SLEEP_WORKERS:
-        _offer_sleep_mode(type(current_platform), kind)
+    if kind not in SLEEP_WORKERS:
+        return False
+    _offer_sleep_mode(type(current_platform), kind)
+    if "vllm.v1.engine.core" in sys.modules:  # an engine's own process, to which its configuration comes complete
+        from rlhf_npu.engines.engine_calls import extend_engine_core
+
+        extend_engine_core()
+    return True
 
 
 def _offer_sleep_mode(platform: Any, kind: str) -> None:
@@ -62,6 +70,7 @@ def _is_ours(vllm_config: Any) -> bool:
 
 
 def _take_over(vllm_config: Any, kind: str) -> None:
+    from rlhf_npu.engines.engine_calls import extend_engines
     from rlhf_npu.engines.sleep_backend import register_backend
 
     register_backend()
@@ -72,43 +81,4 @@ def _take_over(vllm_config: Any, kind: str) -> None:
 
         refuse_npu_traps(vllm_config)
         vllm_config.parallel_config.worker_cls = SLEEP_WORKERS[kind]
-    _watch_engines()
-
-
-def _watch_engines() -> None:
-    """Make the engines' `wake_up` refuse unknown tags, of which vLLM only warns, and a server's publish metrics."""
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-    if not hasattr(LLMEngine, "checks_tags"):
-        LLMEngine.wake_up = _with_checked_tags(LLMEngine.wake_up)
-        AsyncLLM.wake_up = _with_checked_tags(_with_metrics(AsyncLLM.wake_up, "wake"))
-        AsyncLLM.sleep = _with_metrics(AsyncLLM.sleep, "sleep")
-        LLMEngine.checks_tags = True
-
-
-def _with_checked_tags(wake_up: Any) -> Any:
-    """ValueError, which a server answers with 400, before anything has changed."""
-
-    @functools.wraps(wake_up)
-    def checked(self: Any, tags: Sequence[str] | None = None) -> Any:
-        if unknown := [tag for tag in tags or () if tag not in TAGS]:
-            raise ValueError(f"wake_up: unknown tags {unknown}; want some of {list(TAGS)}, or none for all")
-        return wake_up(self, tags)
-
-    return checked
-
-
-def _with_metrics(operation: Any, phase: str) -> Any:
-    """Publish what the workers' pools say after each sleep and wake-up of a server."""
-
-    @functools.wraps(operation)
-    async def published(self: Any, *arguments: Any, **named: Any) -> Any:
-        result = await operation(self, *arguments, **named)
-        if self.vllm_config.parallel_config.worker_cls in SLEEP_WORKERS.values():
-            from rlhf_npu.engines.sleep_metrics import publish
-
-            publish(phase, await self.collective_rpc("sleep_pool_stats"))
-        return result
-
-    return published
+    extend_engines()

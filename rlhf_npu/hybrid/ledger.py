@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from allocator import SleepPool
-from rlhf_npu.engines.vllm_plugin import SLEEP_WORKERS
 from rlhf_npu.platform import Platform, resident_bytes
 
 GB = 1e9
@@ -33,8 +32,8 @@ class Ledger:
 
 
 def read_ledger(platform: Platform) -> Ledger:
-    """The ledger now. Where vLLM's worker has a pool of its own, its tags are not seen."""
-    stats = SleepPool.get(platform.device()).stats() if platform.name in SLEEP_WORKERS else {}
+    """The ledger now."""
+    stats = SleepPool.get(platform.device()).stats()
     return Ledger(
         mapped={tag: tag_stats.mapped for tag, tag_stats in stats.items()},
         host={tag: tag_stats.host for tag, tag_stats in stats.items()},

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rlhf_npu.errors import ConfigError
 from tests.ranks import run_ranks
 from tests.tiny_model import save_tiny_model
 
@@ -59,6 +60,12 @@ def test_generations_are_identical_before_sleep_and_after_wake(tmp_path: Path) -
     assert all(text == texts[0] for text in texts)
     for awake, asleep in resident:
         assert awake - asleep > 0.95 * CACHE_MIB * MIB
+
+
+def test_training_without_the_sleep_pool_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_NPU_SLEEP_MODE", "0")
+    with pytest.raises(ConfigError, match=r"RLHF_NPU_SLEEP_MODE=0 is set.*unset it"):
+        _engine("no/model/is/looked/at")
 
 
 def _seeds(model_path: str) -> Any:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from rlhf_npu.engines.engine_calls import TAGS
 from rlhf_npu.engines.npu_traps import NPU_WORKER
-from rlhf_npu.engines.vllm_plugin import TAGS, VLLMS_BACKEND
+from rlhf_npu.engines.vllm_plugin import VLLMS_BACKEND
 from tests.engines.wheel_sources import (
     PROJECT,
     Function,
@@ -49,7 +50,10 @@ USES: list[tuple[tuple[str, ...], str, list[str]]] = [
     (BOTH, f"{CONFIG}/vllm.py", ["VllmConfig.model_config", "VllmConfig.parallel_config"]),
     (BOTH, f"{CONFIG}/model.py", ["ModelConfig.enable_sleep_mode"]),
     ((CPU,), f"{CONFIG}/model.py", ["ModelConfig.sleep_mode_backend", "ModelConfig.sleep_preserve_parameter_names"]),
-    (BOTH, f"{ENGINE}/llm_engine.py", ["LLMEngine.wake_up(self, tags)"]),
+    (BOTH, f"{ENGINE}/llm_engine.py", ["LLMEngine.sleep(self, 1, 'abort')", "LLMEngine.wake_up(self, tags)"]),
+    (BOTH, f"{ENGINE}/core.py", ["EngineCore.wake_up(self, tags)", "EngineCore.resume_scheduler(self)"]),
+    (BOTH, f"{ENGINE}/core.py", ["EngineCore.model_executor", "EngineCore.vllm_config"]),
+    (BOTH, f"{EXECUTORS}/abstract.py", ["Executor.wake_up(self, tags)", "Executor.is_sleeping"]),
     (BOTH, f"{ENGINE}/async_llm.py", ["async AsyncLLM.sleep(self, 1, 'abort')", "async AsyncLLM.wake_up(self, tags)"]),
     (BOTH, f"{ENGINE}/async_llm.py", ["async AsyncLLM.collective_rpc(self, 'method')", "AsyncLLM.vllm_config"]),
     # The backend and the workers.
@@ -135,7 +139,8 @@ CODE: list[tuple[tuple[str, ...], str, str, list[str]]] = [
     ),
     ((GPU,), f"{EXECUTORS}/abstract.py", "Executor.sleep", [f"self.sleeping_tags = {{{TAGS[0]!r}, {TAGS[1]!r}}}"]),
     ((CPU,), f"{EXECUTORS}/abstract.py", "SLEEP_TAGS", [f"SLEEP_TAGS = frozenset({TAGS[:2]})"]),
-    (BOTH, f"{ENGINE}/core.py", "EngineCore.wake_up", [f"{TAGS[2]!r} in tags"]),
+    (BOTH, f"{ENGINE}/core.py", "EngineCore.wake_up", [f"{TAGS[2]!r} in tags", "self.model_executor.wake_up(tags)"]),
+    (BOTH, f"{ENGINE}/core.py", "EngineCore.wake_up", ["self.resume_scheduler()"]),
     # Where memory is made, and what follows.
     (BOTH, f"{EXECUTORS}/uniproc_executor.py", "UniProcExecutor", ["self.driver_worker.load_model()"]),
     (BOTH, f"{EXECUTORS}/multiproc_executor.py", "WorkerProc", ["self.worker.load_model()"]),

@@ -108,16 +108,33 @@ def test_metrics_say_state_bytes_and_seconds(server: str) -> None:
     asleep = _metrics(server)
     assert _post(server, "wake_up").status_code == 200
     awake = _metrics(server)
+    assert _post(server, "wake_up").status_code == 200
+    again = _metrics(server)  # nothing has moved since
     state = next(name for name in asleep if 'sleep_state="weights_offloaded"' in name)
     assert (asleep[state], awake[state]) == (1, 0)
     for tag in ("weights", "kv_cache"):
-        on_device = f'rlhf_npu:sleep_pool_bytes{{place="device",tag="{tag}"}}'
+        on_device = f'rlhf_npu:sleep_pool_bytes{{model_name="tiny",place="device",tag="{tag}"}}'
         assert asleep[on_device] == 0
         assert awake[on_device] > 1 << 16
         for phase in ("sleep", "wake"):
-            assert awake[f'rlhf_npu:sleep_pool_seconds_sum{{phase="{phase}",tag="{tag}"}}'] > 0
-            assert awake[f'rlhf_npu:sleep_pool_seconds_count{{phase="{phase}",tag="{tag}"}}'] >= 1
-    assert asleep['rlhf_npu:sleep_pool_bytes{place="host",tag="weights"}'] > 1 << 16
+            labels = f'{{model_name="tiny",phase="{phase}",tag="{tag}"}}'
+            assert awake[f"rlhf_npu:sleep_pool_seconds_sum{labels}"] > 0
+            assert (
+                again[f"rlhf_npu:sleep_pool_seconds_count{labels}"]
+                == awake[f"rlhf_npu:sleep_pool_seconds_count{labels}"]
+            )
+    assert asleep['rlhf_npu:sleep_pool_bytes{model_name="tiny",place="host",tag="weights"}'] > 1 << 16
+
+
+def test_the_cache_alone_is_given_back_while_paused(server: str) -> None:
+    before = _text(server)
+    assert _post(server, "sleep?level=0").status_code == 200
+    assert _post(server, "release_kv_cache_memory").status_code == 200
+    held = _metrics(server)
+    assert held['rlhf_npu:sleep_pool_bytes{model_name="tiny",place="device",tag="kv_cache"}'] == 0
+    assert held['rlhf_npu:sleep_pool_bytes{model_name="tiny",place="device",tag="weights"}'] > 1 << 16
+    assert _post(server, "wake_up?tags=kv_cache").status_code == 200
+    assert _text(server) == before
 
 
 def test_a_level_or_a_tag_that_is_none_changes_nothing(server: str) -> None:
@@ -139,7 +156,10 @@ def test_a_request_that_comes_while_the_server_sleeps_waits_for_it_to_wake(serve
         answer = executor.submit(_text, server)
         time.sleep(1)
         assert not answer.done()
-        assert _post(server, "wake_up").status_code == 200
+        assert _post(server, "wake_up?tags=weights").status_code == 200
+        time.sleep(0.5)
+        assert not answer.done()  # its KV cache is not there yet
+        assert _post(server, "wake_up?tags=kv_cache").status_code == 200
         assert answer.result(timeout=60) == before
 
 
