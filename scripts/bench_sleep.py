@@ -12,7 +12,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +30,6 @@ CONTENDER_SCRIPT = Path(__file__).with_name("sleep_contenders.py")
 SIZES = {"cuda": [1.0, 4.0, 14.2, 40.0], "npu": [1.0, 4.0, 14.2, 40.0], "cpu": [0.25, 1.0]}
 LARGEST_CACHE = 46.0
 SPARE = 4.0  # left free beside weights and cache
-MEMORY_SECONDS = 30.0
 CPU_CACHE = 1.0
 Result = tuple[Order, Measurement]
 
@@ -88,23 +86,13 @@ def run(order: Order, console: Console) -> Measurement | None:
         console.print(f"{what}: {reason}")
         return None
     with console.status(what):
-        _await_memory(order)
         command = [sys.executable, str(CONTENDER_SCRIPT), json.dumps(asdict(order))]
         process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode != 0:
-        console.print(f"{what}: failed\n{process.stderr[-2000:]}", markup=False)
+        ended = f"killed by signal {-process.returncode}" if process.returncode < 0 else "failed"
+        console.print(f"{what}: {ended}\n{process.stderr[-2000:]}", markup=False)
         return None
     return Measurement(**json.loads(process.stdout.splitlines()[-1]))
-
-
-def _await_memory(order: Order) -> None:
-    """Wait for what the process before this one gives back; what stays in use fails the measurement, which is said."""
-    if order.device == "cpu":
-        return
-    device = getattr(torch, torch.device(order.device).type)
-    end = time.monotonic() + MEMORY_SECONDS
-    while device.mem_get_info(order.device)[0] < order.weights + order.cache and time.monotonic() < end:
-        time.sleep(0.2)
 
 
 def table(results: list[Result], device: str) -> Table:
@@ -188,7 +176,7 @@ def main() -> None:
     console = Console()
     device = device_name(options.device)
     results = []
-    for order in list(orders(options, device)):  # while the device is free: what ran last may still be giving back
+    for order in orders(options, device):
         measured = run(order, console)
         if measured is not None:
             results.append((order, measured))

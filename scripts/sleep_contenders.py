@@ -28,6 +28,7 @@ WEIGHTS, KV_CACHE = "weights", "kv_cache"
 LINK_BUFFER = 2 * GIB
 LAYERS = 28
 PAUSE_SECONDS = 1.0
+SUMMED_AT_ONCE = 1 << 26
 
 # Qwen2-7B: an embedding, 28 layers, an output head.
 EMBEDDING = (152064, 3584)
@@ -232,7 +233,9 @@ class Bench:
     def _bits_sum(self, weight: torch.Tensor) -> int:
         if self.torch_device is not torch.cuda:
             weight = weight.cpu()
-        return int(weight.view(torch.int16).sum(dtype=torch.int64))
+        # A sum in another type makes a copy in that type first.
+        parts = weight.view(torch.int16).flatten().split(SUMMED_AT_ONCE)
+        return sum(int(part.sum(dtype=torch.int64)) for part in parts)
 
     def _first_cycle(self, result: Measurement, used_before: int) -> None:
         resident = resident_bytes()
