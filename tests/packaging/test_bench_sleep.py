@@ -1,9 +1,12 @@
-"""scripts/bench_sleep.py on the CPU: it measures, checks what it measures, and writes what it says."""
+"""scripts/bench_sleep.py on the CPU: it measures, checks what it measures, and writes what it says; and its sibling."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_sleep.py"
 SMALL = ("--device", "cpu", "--cache", "0.03", "--cycles", "2")
@@ -41,3 +44,12 @@ def test_a_device_that_is_not_here_is_said(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "trainer.device='xpu' is unknown" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_comparison_with_vllm_says_that_it_needs_a_gpu(tmp_path: Path) -> None:
+    script = SCRIPT.with_name("bench_vllm_sleep.py")
+    result = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "needs a GPU; scripts/bench_sleep.py runs anywhere" in result.stderr
+    assert list(tmp_path.iterdir()) == []
