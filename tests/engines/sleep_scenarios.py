@@ -43,6 +43,7 @@ class Engine:
             enable_lora=options.lora,
             max_lora_rank=8,
             max_model_len=96,
+            max_num_seqs=4,  # few graphs to capture
             enforce_eager=not options.graphs,
             enable_prefix_caching=True,
             gpu_memory_utilization=0.3,
