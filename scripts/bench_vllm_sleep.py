@@ -54,7 +54,7 @@ class Measurement:
     """Seconds, and bytes; of calls to `LLM.sleep` and `LLM.wake_up`.
 
     Attributes:
-        start: from the process's begin until the engine was ready.
+        start: of making the engine, imports left out.
         weights: bytes of the model's parameters.
         first_sleep, first_wake: of the process.
         sleeps, wakes: later ones, level 1, all tags.
