@@ -75,16 +75,18 @@ class WorkerGroup:
         return self._results([getattr(actor, method).remote(replica, *args) for actor, replica in calls])
 
     def close(self, graceful: bool) -> None:
-        """Stop all workers, at once unless `graceful`, and free their devices and shared memory."""
+        """Stop all workers, at once unless `graceful`, and remove what they left in shared memory.
+
+        Their placement group goes when the driver leaves Ray: to ask for its removal would wait for a minute if a
+        signal to the whole process group has ended Ray as well.
+        """
         if graceful:
             closing = [actor.close.remote() for actor in self._actors]
             ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
         segments = segments_of(self._processes)
         for actor in self._actors:
             ray.kill(actor)
-        if self._group is not None:
-            remove_placement_group(self._group)
-        self._actors, self._group = [], None
+        self._actors = []
         remove_segments(self._run_id, segments)
 
     def _reserve_devices(self) -> PlacementGroup:
