@@ -27,12 +27,13 @@ ENGINES: dict[str, list[str]] = (
         "eager": [],
         "graphs": ["--graphs"],
         "fp8_cache": ["--graphs", "--settings", '{"kv_cache_dtype": "fp8"}'],
-        "lora": ["--graphs", "--lora"],
+        "lora": ["--lora"],
+        "lora_graphs": ["--graphs", "--lora"],
     }
     if torch.cuda.is_available()
     else {"cpu": ["--settings", json.dumps(ON_CPU)], "lora": ["--lora", "--settings", json.dumps(ON_CPU)]}
 )
-CASES = [(engine, one.__name__) for engine in ENGINES for one in (LORA if engine == "lora" else PLAIN)]
+CASES = [(engine, one.__name__) for engine in ENGINES for one in (LORA if engine.startswith("lora") else PLAIN)]
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,8 @@ import sys
 from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams
 
 async def main():
-    settings = dict(max_model_len=64, enforce_eager=True, gpu_memory_utilization=0.3, tensor_parallel_size=WORKERS)
+    settings = dict(max_model_len=64, max_num_seqs=4, gpu_memory_utilization=0.3, tensor_parallel_size=WORKERS)
+    settings["enforce_eager"] = sys.argv[2] == "eager"
     engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(sys.argv[1], enable_sleep_mode=True, **settings))
     sampling = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 
@@ -131,7 +132,7 @@ def model(tmp_path: Path) -> Path:
     return save_tiny_model(tmp_path / "model")
 
 
-def _run(program: str, model: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def _run(program: str, model: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     script = model.parent / "program.py"
     script.write_text(program)
     variables = {
@@ -142,7 +143,7 @@ def _run(program: str, model: Path, **environment: str) -> subprocess.CompletedP
         "HF_HUB_OFFLINE": "1",
         **environment,
     }
-    command = [sys.executable, str(script), str(model)]
+    command = [sys.executable, str(script), str(model), *arguments]
     return subprocess.run(command, env=variables, cwd=model.parent, capture_output=True, text=True, check=False)
 
 
@@ -162,9 +163,10 @@ def without_leftovers() -> Iterator[None]:
         segment.unlink()
 
 
+@pytest.mark.parametrize("mode", ["eager"] if DEVICE == "cpu" else ["eager", "graphs"])
 @pytest.mark.usefixtures("without_leftovers")
-def test_an_asynchronous_engine_of_several_workers(model: Path) -> None:
-    result = _run(ASYNC_ENGINE.replace("WORKERS", str(WORKERS)), model, SLEEP_POOL_POISON="1")
+def test_an_asynchronous_engine_of_several_workers(model: Path, mode: str) -> None:
+    result = _run(ASYNC_ENGINE.replace("WORKERS", str(WORKERS)), model, mode, SLEEP_POOL_POISON="1")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert result.stdout.count(f"mapped {[0] * WORKERS}") == 2
     assert "the same 16" in result.stdout
