@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
@@ -81,12 +83,8 @@ class RolloutEngine:
             detokenize=False,
         )
         inputs: Any = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outer = self._platform.rng_state()
-        torch.manual_seed(seed)
-        try:
+        with _seeded(seed, self._platform):
             outputs = self.llm.generate(inputs, sampling, use_tqdm=False)
-        finally:
-            self._platform.set_rng_state(outer)
         return [[_completion(choice) for choice in output.outputs] for output in outputs]
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -115,6 +113,19 @@ class RolloutEngine:
         self.llm.llm_engine.engine_core.shutdown()
 
 
+@contextmanager
+def _seeded(seed: int, platform: Platform) -> Iterator[None]:
+    """Seed what vLLM samples from: torch's generator, or numpy's, from which its model runner V2 seeds each request."""
+    outer, outer_numpy = platform.rng_state(), np.random.get_state()  # noqa: NPY002  # the one that vLLM draws from
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        platform.set_rng_state(outer)
+        np.random.set_state(outer_numpy)  # noqa: NPY002
+
+
 def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, platform: Platform) -> Any:
     from vllm import LLM
 
@@ -132,6 +143,7 @@ def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, pla
         trust_remote_code=model.trust_remote_code,
         distributed_executor_backend="external_launcher",
         tensor_parallel_size=rollout.tensor_model_parallel_size,
+        disable_custom_all_reduce=True,  # it maps the other ranks' devices, and each worker sees only its own
         max_model_len=data.max_prompt_length + data.max_response_length,
         max_num_seqs=rollout.max_num_seqs,
         enforce_eager=rollout.enforce_eager,
