@@ -169,6 +169,12 @@ CODE: list[tuple[tuple[str, ...], str, str, list[str]]] = [
     (BOTH, f"{CONFIG}/model.py", "LogprobsMode", ["'processed_logprobs'"]),
     (BOTH, f"{CONFIG}/model.py", "ModelConfig", ["self.generation_config in {'auto', 'vllm'}"]),
     (BOTH, f"{ENGINE}/__init__.py", "FINISH_REASON_STRINGS", ["'stop'"]),
+    (
+        BOTH,
+        f"{WORKERS}/gpu/sample/states.py",
+        "SamplingStates.add_request",
+        ["np.random.randint(_NP_INT64_MIN, _NP_INT64_MAX)"],
+    ),
 ]
 
 # Each class of rlhf_npu over theirs, and all that it overrides: more in common is a name that they came to use too.
