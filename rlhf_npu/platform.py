@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,16 +54,10 @@ class Platform:
         else:
             getattr(torch, self.name).empty_cache()
 
-    def rng_state(self) -> torch.Tensor:
-        """The state of the generator that sampling on this device draws from."""
-        return torch.get_rng_state() if self.name == "cpu" else getattr(torch, self.name).get_rng_state()
-
-    def set_rng_state(self, state: torch.Tensor) -> None:
-        """Restore what `rng_state` returned."""
-        if self.name == "cpu":
-            torch.set_rng_state(state)
-        else:
-            getattr(torch, self.name).set_rng_state(state)
+    def fork_rng(self) -> AbstractContextManager[None]:
+        """Within it torch's generators may be seeded, this device's and the CPU's; after it they are as before."""
+        devices = [] if self.name == "cpu" else [0]
+        return torch.random.fork_rng(devices, device_type=self.name)
 
     def max_memory_bytes(self) -> int:
         """Peak bytes of this process: allocated on the device, or resident on the CPU."""

@@ -116,14 +116,14 @@ class RolloutEngine:
 @contextmanager
 def _seeded(seed: int, platform: Platform) -> Iterator[None]:
     """Seed what vLLM samples from: torch's generator, or numpy's, from which its model runner V2 seeds each request."""
-    outer, outer_numpy = platform.rng_state(), np.random.get_state()  # noqa: NPY002  # the one that vLLM draws from
-    torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        platform.set_rng_state(outer)
-        np.random.set_state(outer_numpy)  # noqa: NPY002
+    outer = np.random.get_state()  # noqa: NPY002  # the generator that vLLM draws from
+    with platform.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(outer)  # noqa: NPY002
 
 
 def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, platform: Platform) -> Any:
