@@ -33,6 +33,7 @@ Wheels = dict[str, Sources]
 
 ENGINE, CONFIG, WORKERS, LAYERS = "vllm/v1/engine", "vllm/config", "vllm/v1/worker", "vllm/model_executor/layers"
 EXECUTORS, BACKENDS = "vllm/v1/executor", "vllm/device_allocator/sleep_mode_backend.py"
+SAMPLING = f"{WORKERS}/gpu/sample/states.py"
 OF_A_RUNNER = ("model", "kv_caches", "compilation_config")
 NPU_PLATFORM, ASCEND_CONFIG = "vllm_ascend/platform.py", "vllm_ascend/ascend_config.py"
 SLEEP_OPTIMIZED = "vllm_ascend/device_allocator/sleep_mem_optimized.py"
@@ -169,12 +170,7 @@ CODE: list[tuple[tuple[str, ...], str, str, list[str]]] = [
     (BOTH, f"{CONFIG}/model.py", "LogprobsMode", ["'processed_logprobs'"]),
     (BOTH, f"{CONFIG}/model.py", "ModelConfig", ["self.generation_config in {'auto', 'vllm'}"]),
     (BOTH, f"{ENGINE}/__init__.py", "FINISH_REASON_STRINGS", ["'stop'"]),
-    (
-        BOTH,
-        f"{WORKERS}/gpu/sample/states.py",
-        "SamplingStates.add_request",
-        ["np.random.randint(_NP_INT64_MIN, _NP_INT64_MAX)"],
-    ),
+    (BOTH, SAMPLING, "SamplingStates.add_request", ["np.random.randint(_NP_INT64_MIN, _NP_INT64_MAX)"]),
 ]
 
 # Each class of rlhf_npu over theirs, and all that it overrides: more in common is a name that they came to use too.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -258,8 +259,16 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_all_processes_ends_the_run_and_leaves_nothing_behind(tmp_path: Path, stop: signal.Signals) -> None:
+# A terminal's Ctrl-C reaches every process, and so does the SIGTERM of `timeout` and of cluster schedulers, which ends
+# Ray's own processes at the same time; a plain `kill` reaches one.
+@pytest.mark.parametrize(
+    ("send", "stop"),
+    [(os.killpg, signal.SIGINT), (os.killpg, signal.SIGTERM), (os.kill, signal.SIGTERM)],
+    ids=["ctrl_c", "timeout", "kill"],
+)
+def test_a_signal_ends_the_run_and_leaves_nothing_behind(
+    tmp_path: Path, send: Callable[[int, int], None], stop: signal.Signals
+) -> None:
     output = tmp_path / "run"
     before = shared_memory()
     process = subprocess.Popen(
@@ -275,8 +284,7 @@ def test_a_signal_to_all_processes_ends_the_run_and_leaves_nothing_behind(tmp_pa
     )
     _wait_for_steps(output, process, steps=3)
     family = psutil.Process(process.pid).children(recursive=True)
-    # As a terminal's Ctrl-C, `timeout` and cluster schedulers do: SIGTERM ends Ray's own processes at the same time.
-    os.killpg(process.pid, stop)
+    send(process.pid, stop)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130, printed
     assert "interrupted" in printed
