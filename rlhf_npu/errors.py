@@ -39,3 +39,7 @@ class SwitchError(RlhfNpuError, RuntimeError):
 
 class ReshardError(RlhfNpuError, RuntimeError):
     """The rollout's weights are not the trainer's weights after a reshard."""
+
+
+class EngineMismatchError(RlhfNpuError, RuntimeError):
+    """Trainer and rollout engine compute different functions on the same weights."""

@@ -24,6 +24,11 @@ class ModelConfig(ConfigNode):
         choices=("float32", "bfloat16"),
         elsewhere={"fp32": "float32", "float": "float32", "bf16": "bfloat16"},
     )
+    attn_implementation: str = key(
+        "the trainer's attention; auto = torch's, or eager where the model caps its scores",
+        "auto",
+        choices=("auto", "eager", "sdpa", "flash_attention_2", "flex_attention"),
+    )
     enable_gradient_checkpointing: bool = key("recompute activations: less memory, slower", False)
     trust_remote_code: bool = key("run Python code that the model folder brings", False)
 

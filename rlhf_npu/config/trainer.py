@@ -24,6 +24,9 @@ class TrainerConfig(ConfigNode):
     project_name: str = key("group of runs, for trackers", "rlhf_npu")
     experiment_name: str = key("this run, for trackers")
     critic_warmup: int = key("first steps in which only the critic is trained", 0, within=NOT_NEGATIVE)
+    on_engine_mismatch: str = key(
+        "when trainer and rollout engine score the same tokens differently", "error", choices=("error", "warn")
+    )
     seed: int = key("seed of sampling and of new weights", 1, within=NOT_NEGATIVE)
 
     @property

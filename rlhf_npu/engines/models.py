@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,6 +18,8 @@ from transformers import (
 )
 
 from rlhf_npu.config import ModelConfig
+from rlhf_npu.engines.attention import attention_implementation
+from rlhf_npu.engines.dropout import switch_off_noise
 from rlhf_npu.errors import ModelError
 
 
@@ -99,10 +102,16 @@ def save_policy(
 
 
 def _arguments(model: ModelConfig) -> dict[str, Any]:
-    return {"dtype": getattr(torch, model.dtype), "trust_remote_code": model.trust_remote_code}
+    config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+    return {
+        "dtype": getattr(torch, model.dtype),
+        "trust_remote_code": model.trust_remote_code,
+        "attn_implementation": attention_implementation(model.attn_implementation, config),
+    }
 
 
 def _prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
+    switch_off_noise(module)
     if model.enable_gradient_checkpointing:
         module.gradient_checkpointing_enable({"use_reentrant": False})
     return module

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
+from rlhf_npu.engines.transformers_classes import own_classes
 from rlhf_npu.engines.vllm_plugin import SWITCH, register
+from rlhf_npu.engines.weight_update import updating_weights, watch_loading
 from rlhf_npu.errors import ConfigError
 from rlhf_npu.platform import Platform
 
@@ -53,7 +55,8 @@ class RolloutEngine:
         self._stop_token_ids = list(stop_token_ids)
         self._temperature = rollout.temperature
         self._max_tokens = data.max_response_length
-        self.llm = _build_llm(model, rollout, data, platform)
+        with own_classes(), watch_loading() as self.transformations:
+            self.llm = _build_llm(model, rollout, data, platform)
 
     @property
     def module(self) -> Any:
@@ -61,8 +64,20 @@ class RolloutEngine:
         worker = self.llm.llm_engine.model_executor.driver_worker
         return worker.get_model()
 
+    @property
+    def attention(self) -> str:
+        """The implementations of attention that it computes with, by vLLM's names."""
+        layers = self.llm.llm_engine.vllm_config.compilation_config.static_forward_context.values()
+        backends = {layer.get_attn_backend().get_name() for layer in layers if hasattr(layer, "get_attn_backend")}
+        return ", ".join(sorted(backends))
+
     def generate(
-        self, prompts: Sequence[Sequence[int]], n: int, seed: int, temperature: float | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        n: int,
+        seed: int,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
     ) -> list[list[Completion]]:
         """Sample `n` responses to each prompt.
 
@@ -71,13 +86,14 @@ class RolloutEngine:
             n: responses a prompt.
             seed: the same on every rank of a replica; fixes the responses.
             temperature: the configured one if None; 0 is greedy.
+            max_tokens: of a response; the configured number if None.
         """
         from vllm import SamplingParams
 
         sampling = SamplingParams(
             n=n,
             temperature=self._temperature if temperature is None else temperature,
-            max_tokens=self._max_tokens,
+            max_tokens=max_tokens or self._max_tokens,
             stop_token_ids=self._stop_token_ids,
             logprobs=0,
             detokenize=False,
@@ -96,6 +112,10 @@ class RolloutEngine:
         outputs = self.llm.generate(inputs, sampling, use_tqdm=False)
         return [_prompt_log_probs(output) for output in outputs]
 
+    def reset_prefix_cache(self) -> None:
+        """Forget what was computed of earlier prompts."""
+        self.llm.reset_prefix_cache()
+
     def sleep(self, level: int) -> None:
         """Give device memory back: level 1 offloads the weights, level 2 drops them; both drop the KV cache."""
         self.llm.sleep(level=level)
@@ -104,8 +124,13 @@ class RolloutEngine:
         """Take device memory for `tags` again: "weights", "kv_cache"."""
         self.llm.wake_up(tags)
 
+    def updating_weights(self) -> AbstractContextManager[None]:
+        """Within it, `load_weights` is called with one part of the weights after the other until all were given."""
+        config = self.llm.llm_engine.vllm_config
+        return updating_weights(config, self._platform.device(), self.transformations)
+
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Overwrite parameters in place from (Hugging Face name, full tensor) pairs."""
+        """Overwrite parameters in place from (name in a checkpoint, full tensor) pairs; within `updating_weights`."""
         self.module.load_weights(weights)
 
     def shutdown(self) -> None:

@@ -6,6 +6,7 @@ import os
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from rlhf_npu.engines.cpu_experts import pack_experts_at_each_load
 from rlhf_npu.engines.sleep_worker import SleepMixin
 from rlhf_npu.engines.updatable_linear import keep_linear_weights
 from rlhf_npu.workers.environment import RUN_ID_VARIABLE
@@ -19,4 +20,5 @@ class SleepCPUWorker(SleepMixin, CPUWorker):
         if run_id := os.environ.get(RUN_ID_VARIABLE):
             self.distributed_init_method = f"env://:{run_id}"
         keep_linear_weights()
+        pack_experts_at_each_load()
         super().init_device()

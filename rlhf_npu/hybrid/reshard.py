@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from rlhf_npu.engines.rollout import RolloutEngine
+from rlhf_npu.engines.tensor_bits import MODULUS, bits_sum
 from rlhf_npu.errors import ReshardError
-from rlhf_npu.hybrid.checksum import MODULUS, bits_sum, rollout_checksum
-
-Named = list[tuple[str, torch.Tensor]]
+from rlhf_npu.hybrid.checkpoint_names import Named, as_in_checkpoint, check_convertible
+from rlhf_npu.hybrid.checksum import rollout_checksum
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,14 @@ class ReshardReport:
 class Resharder:
     """Loads a trainer's parameters into the rollout engine of the same process.
 
-    At most one bucket of gathered parameters lives beside the two models.
+    At most one bucket of gathered parameters lives beside the two models, and where vLLM transforms weights, one layer.
+
+    Raises:
+        ModelError: the policy's weights cannot be sent bucket by bucket.
     """
 
-    def __init__(self, policy: torch.nn.Module, rollout: RolloutEngine, bucket_bytes: int) -> None:
+    def __init__(self, policy: PreTrainedModel, rollout: RolloutEngine, bucket_bytes: int) -> None:
+        check_convertible(policy)
         self._policy = policy
         self._rollout = rollout
         self._bucket_bytes = bucket_bytes
@@ -43,30 +48,54 @@ class Resharder:
         Raises:
             ReshardError: the rollout's weights are not the trainer's afterwards.
         """
-        dtype = next(self._rollout.module.parameters()).dtype
+        report = self._transfer(self.version + 1)
+        self.version += 1
+        return report
+
+    def rehearse(self) -> None:
+        """Reshard the weights that both engines began with: what will fail is to fail before anything was trained.
+
+        Raises:
+            ReshardError: the rollout's weights are not the trainer's afterwards, or vLLM does not take them.
+        """
+        try:
+            self._transfer(self.version)
+        except ReshardError:
+            raise
+        except (AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+            raise ReshardError(
+                f"models of type {self._policy.config.model_type!r} cannot be trained: vLLM does not take their "
+                f"weights while it runs ({type(error).__name__}: {error})"
+            ) from error
+
+    def _transfer(self, version: int) -> ReshardReport:
         sent = moved = buckets = 0
-        for bucket in gathered_buckets(self._policy, self._bucket_bytes):
-            weights = [(name, tensor.to(dtype)) for name, tensor in bucket]
-            self._rollout.load_weights(weights)
-            sent += sum(bits_sum(tensor) for _, tensor in weights)
-            moved += sum(tensor.nbytes for _, tensor in weights)
-            buckets += 1
-        received = rollout_checksum(self._rollout.module)
+        with self._rollout.updating_weights():
+            for bucket in gathered_buckets(self._policy, self._bucket_bytes):
+                weights = as_in_checkpoint(self._policy, bucket)
+                self._rollout.load_weights(weights)
+                sent += sum(bits_sum(tensor) for _, tensor in weights)
+                moved += sum(tensor.nbytes for _, tensor in weights)
+                buckets += 1
+        received = rollout_checksum(self._rollout.module, self._rollout.transformations.added)
         sent %= MODULUS
         if received != sent:
             raise ReshardError(
-                f"reshard to version {self.version + 1}: the trainer sent weights with checksum {sent:#x}, the "
-                f"rollout engine holds {received:#x}; its generations would be stale"
+                f"reshard to version {version} of a model of type {self._policy.config.model_type!r}: the trainer "
+                f"sent weights with checksum {sent:#x}, the rollout engine holds {received:#x}; its generations would be "
+                "stale"
             )
-        self.version += 1
-        return ReshardReport(self.version, sent, moved, buckets)
+        return ReshardReport(version, sent, moved, buckets)
 
 
 def gathered_buckets(policy: torch.nn.Module, bucket_bytes: int) -> Iterator[Named]:
-    """The policy's whole parameters in buckets of about `bucket_bytes`; valid until the next bucket is asked for.
+    """The policy's whole weights in buckets of about `bucket_bytes`; valid until the next bucket is asked for.
 
-    Under ZeRO-3 each bucket is gathered from all ranks, which therefore iterate together.
+    Under ZeRO-3 each bucket is gathered from all ranks, which therefore iterate together. Buffers that a checkpoint has
+    (the bias of a router that is balanced without a loss) come first.
     """
+    if buffers := _saved_buffers(policy):
+        yield buffers
     for bucket in _cut(list(policy.named_parameters()), bucket_bytes):
         with _gathered([parameter for _, parameter in bucket]):
             yield [(name, parameter.detach()) for name, parameter in bucket]
@@ -92,6 +121,11 @@ def _cut(parameters: list[tuple[str, torch.nn.Parameter]], bucket_bytes: int) ->
         bucket.append((name, parameter))
         size += parameter_bytes
     yield bucket
+
+
+def _saved_buffers(policy: torch.nn.Module) -> Named:
+    saved = policy.state_dict().keys()
+    return [(name, buffer) for name, buffer in policy.named_buffers() if name in saved]
 
 
 def _numel(parameter: torch.nn.Parameter) -> int:

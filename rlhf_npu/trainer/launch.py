@@ -22,6 +22,7 @@ from rlhf_npu.engines.models import check_model, load_tokenizer
 from rlhf_npu.errors import DeviceError
 from rlhf_npu.platform import PLATFORMS, Platform, detect_platform
 from rlhf_npu.rewards import load_reward
+from rlhf_npu.trainer.function_check import FunctionCheck
 from rlhf_npu.trainer.learning_curve import draw_learning_curve
 from rlhf_npu.trainer.output import OutputFolder
 from rlhf_npu.trainer.ppo import PPOTrainer
@@ -77,7 +78,14 @@ def run(
         with terminal.working(f"starting {workers.world_size} workers; their logs are in {output.path / 'logs'}"):
             actor_steps = max(0, total_steps - config.trainer.critic_warmup)
             workers.start((actor_steps * math.actor_optimizer_steps, total_steps * math.critic_optimizer_steps))
-        PPOTrainer(config, workers, loader, held_out, trackers, output, total_steps).fit()
+        check = FunctionCheck(
+            workers,
+            next(loader.batches(epoch=0)),
+            stops=config.trainer.on_engine_mismatch == "error",
+            say=terminal.say,
+            warn=terminal.warn,
+        )
+        PPOTrainer(config, workers, loader, held_out, check, trackers, output, total_steps).fit()
     draw_learning_curve(trackers.history, output.learning_curve)
     terminal.summary(trackers.history, str(output.path), time.perf_counter() - start)
 

@@ -9,6 +9,7 @@ from rlhf_npu.algorithms.kl import kl_controller
 from rlhf_npu.config import PPOConfig
 from rlhf_npu.data.loader import PromptLoader
 from rlhf_npu.data.prompts import PromptSample
+from rlhf_npu.trainer.function_check import FunctionCheck
 from rlhf_npu.trainer.metrics import (
     Metrics,
     StepClock,
@@ -31,6 +32,7 @@ class PPOTrainer:
         workers: WorkerGroup,
         prompts: PromptLoader,
         held_out: list[PromptSample],
+        check: FunctionCheck,
         trackers: Trackers,
         output: OutputFolder,
         total_steps: int,
@@ -39,6 +41,7 @@ class PPOTrainer:
         self._workers = workers
         self._prompts = prompts
         self._held_out = held_out
+        self._check = check
         self._trackers = trackers
         self._output = output
         self._total_steps = total_steps
@@ -46,10 +49,13 @@ class PPOTrainer:
 
     def fit(self) -> None:
         """Train for `total_steps`, validating and saving as configured, and save the final model."""
+        self._check.before_training()
         if self._config.trainer.val_before_train:
             self._trackers.log(self._validate(step=0), step=0)
         for step, prompts in self._batches():
             metrics = self._train_step(prompts, step)
+            if step == self._config.trainer.critic_warmup + 1:
+                self._check.after_training(step)
             if self._is_due(self._config.trainer.test_freq, step):
                 metrics |= self._validate(step)
             if self._is_due(self._config.trainer.save_freq, step):

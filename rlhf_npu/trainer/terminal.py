@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from statistics import fmean
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -72,6 +73,14 @@ class Terminal:
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
             bar.add_task(what, total=None)
             yield
+
+    def say(self, line: str) -> None:
+        """Print a line that is not a step's."""
+        self.console.print(f"[dim]{escape(line)}[/dim]", soft_wrap=True)
+
+    def warn(self, line: str) -> None:
+        """Print what a person should look at."""
+        self.console.print(f"[bold yellow]warning:[/bold yellow] {escape(line)}", soft_wrap=True)
 
     def log(self, metrics: Metrics, step: int) -> None:
         """Print one line and move the progress bar."""

@@ -21,6 +21,7 @@ from rlhf_npu.engines.models import save_policy
 from rlhf_npu.engines.rollout import Completion
 from rlhf_npu.hybrid.engine import SwitchReport
 from rlhf_npu.hybrid.reshard import whole_weights
+from rlhf_npu.hybrid.same_function import FunctionReport, agrees_with_eager_attention, compare_functions
 from rlhf_npu.platform import PLATFORMS
 from rlhf_npu.workers.advantages import add_advantages, add_token_rewards
 from rlhf_npu.workers.environment import Rank, free_port, log_to
@@ -31,6 +32,7 @@ from rlhf_npu.workers.shared_memory import WorkerProcess
 from rlhf_npu.workers.tenants import Tenants, build_tenants
 
 MIB = 1 << 20
+COMPARED_TOKENS = 32  # of a response, when the two engines are compared
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,21 @@ class HybridWorker:
         torch.manual_seed(self._config.trainer.seed)
         self._tenants = build_tenants(self._config, self._platform, optimizer_steps)
 
+    def compare_functions(self, prompts: list[tuple[int, ...]]) -> FunctionReport:
+        """Score `prompts`, the same on every rank, and what the rollout engine makes of them, with both engines."""
+        policy, rollout = self._tenants.policy.engine.module, self._tenants.rollout
+        length = min(COMPARED_TOKENS, self._config.data.max_response_length)
+        temperature = self._config.actor_rollout_ref.rollout.temperature
+        return compare_functions(policy, rollout, prompts, temperature, length)
+
+    def agrees_with_eager_attention(self, prompts: list[tuple[int, ...]]) -> bool:
+        """Whether the trainer would score `prompts`, the same on every rank, as the rollout does if it were eager."""
+        return agrees_with_eager_attention(self._tenants.policy.engine.module, self._tenants.rollout, prompts)
+
+    def rehearse_reshard(self) -> None:
+        """Reshard weights that have not changed."""
+        self._tenants.resharder.rehearse()
+
     def generate(self, shards: list[list[PromptSample]], step: int) -> None:
         """Sample `rollout.n` responses to the prompts of this rank's replica and keep this rank's own.
 
@@ -88,8 +105,7 @@ class HybridWorker:
         """
         rollout = self._config.actor_rollout_ref.rollout
         self._generate(shards, n=rollout.n, temperature=rollout.temperature, step=step)
-        pad = self._tenants.tokenizer.pad_token_id
-        batch = build_batch(self._prompts, self._completions, pad)
+        batch = build_batch(self._prompts, self._completions)
         self._batch = batch.to(self._platform.device())
 
     def reward(self, step: int) -> Samples:

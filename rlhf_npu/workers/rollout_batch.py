@@ -13,10 +13,10 @@ from tensordict import TensorDict
 from rlhf_npu.data.prompts import PromptSample
 from rlhf_npu.engines.rollout import Completion
 
+PAD = 0  # any id that the model has will do, which a tokenizer's padding token need not be: the masks decide
 
-def build_batch(
-    prompts: Sequence[PromptSample], completions: Sequence[Sequence[Completion]], pad_token_id: int
-) -> TensorDict:
+
+def build_batch(prompts: Sequence[PromptSample], completions: Sequence[Sequence[Completion]]) -> TensorDict:
     """One row for each completion, a prompt's completions side by side.
 
     Returns:
@@ -28,9 +28,9 @@ def build_batch(
     response_ids = [choice.token_ids for _, choice in rows]
     return TensorDict(
         {
-            "prompts": _pad(prompt_ids, pad_token_id, torch.int64, left=True),
+            "prompts": _pad(prompt_ids, PAD, torch.int64, left=True),
             "prompt_mask": _mask(prompt_ids, left=True),
-            "responses": _pad(response_ids, pad_token_id, torch.int64),
+            "responses": _pad(response_ids, PAD, torch.int64),
             "response_mask": _mask(response_ids),
             "rollout_log_probs": _pad([choice.log_probs for _, choice in rows], 0.0, torch.float32),
             "group_ids": torch.tensor([prompt.index for prompt, _ in rows]),

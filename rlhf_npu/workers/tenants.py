@@ -30,6 +30,7 @@ class Tenants:
     scorer: Scorer
     rollout: RolloutEngine
     policy: PolicyTrainer
+    resharder: Resharder
     hybrid: HybridEngine
     critic: CriticTrainer | None
     reference: Reference | None
@@ -48,7 +49,7 @@ def build_tenants(config: PPOConfig, platform: Platform, optimizer_steps: tuple[
     rollout.wake_up(["weights", "kv_cache"])
     resharder = Resharder(policy.engine.module, rollout, rollout_config.reshard_bucket_mb * MIB)
     hybrid = HybridEngine(rollout, resharder, rollout_config.sleep_level, platform)
-    return Tenants(tokenizer, scorer, rollout, policy, hybrid, critic, reference)
+    return Tenants(tokenizer, scorer, rollout, policy, resharder, hybrid, critic, reference)
 
 
 def _build_policy(config: PPOConfig, platform: Platform, optimizer_steps: int) -> PolicyTrainer:
