@@ -24,6 +24,7 @@ class Platform:
         ray_resource: the Ray resource that one device takes.
         dist_backend: the torch.distributed backend between devices.
         deepspeed_accelerator: the value of DeepSpeed's DS_ACCELERATOR.
+        visible_devices: the variable that says which devices a process sees.
         environment: variables that a worker process on this device needs.
     """
 
@@ -31,6 +32,7 @@ class Platform:
     ray_resource: str
     dist_backend: str
     deepspeed_accelerator: str
+    visible_devices: str | None
     environment: Mapping[str, str]
 
     def device(self) -> torch.device:
@@ -65,6 +67,10 @@ class Platform:
             return int(getattr(torch, self.name).max_memory_allocated())
         return _status_bytes("VmHWM")
 
+    def only_visible(self, number: int) -> dict[str, str]:
+        """Variables that show a process the device of that number alone, and call it 0; none on the CPU."""
+        return {} if self.visible_devices is None else {self.visible_devices: str(number)}
+
     def count(self) -> int:
         """Devices on this machine; on the CPU a device is a core that this process may use."""
         if self.name == "cpu":
@@ -77,6 +83,7 @@ CPU = Platform(
     ray_resource="CPU",
     dist_backend="gloo",
     deepspeed_accelerator="cpu",
+    visible_devices=None,
     environment={"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
 )
 CUDA = Platform(
@@ -84,6 +91,7 @@ CUDA = Platform(
     ray_resource="GPU",
     dist_backend="nccl",
     deepspeed_accelerator="cuda",
+    visible_devices="CUDA_VISIBLE_DEVICES",
     environment={},
 )
 NPU = Platform(
@@ -91,6 +99,7 @@ NPU = Platform(
     ray_resource="NPU",
     dist_backend="hccl",
     deepspeed_accelerator="npu",
+    visible_devices="ASCEND_RT_VISIBLE_DEVICES",
     # FRACTAL_NZ weights cannot be updated in place, and with expandable segments sleep would free nothing.
     environment={
         "VLLM_ASCEND_ENABLE_NZ": "0",

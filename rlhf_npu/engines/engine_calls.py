@@ -7,6 +7,7 @@ requests in again when only the weights are awake, so that they would touch a KV
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,18 @@ from rlhf_npu.engines.vllm_plugin import SLEEP_WORKERS
 
 LEVELS = (0, 1, 2)
 TAGS = ("weights", "kv_cache", "scheduling")  # vLLM's own; the last is a pause without sleep
+# The calls of `LLM` that wait until all requests are answered.
+WAITING_CALLS = (
+    "generate",
+    "chat",
+    "beam_search",
+    "encode",
+    "embed",
+    "classify",
+    "reward",
+    "score",
+    "wait_for_completion",
+)
 _MARK = "sleeps_in_pool"
 
 
@@ -32,6 +45,8 @@ def extend_engines() -> None:
     AsyncLLM.wake_up = _with_checked_tags(_with_metrics(AsyncLLM.wake_up))
     if hasattr(AsyncLLM, "release_kv_cache_memory"):  # since vLLM 0.32
         AsyncLLM.release_kv_cache_memory = _with_metrics(AsyncLLM.release_kv_cache_memory)
+    if offline := sys.modules.get("vllm.entrypoints.llm"):  # a server has no use for it
+        _refuse_waiting_asleep(offline.LLM)
 
 
 def extend_engine_core() -> None:
@@ -45,6 +60,26 @@ def extend_engine_core() -> None:
 
 def _sleeps_in_pool(engine: Any) -> bool:
     return engine.vllm_config.parallel_config.worker_cls in SLEEP_WORKERS.values()
+
+
+def _refuse_waiting_asleep(llm: Any) -> None:
+    for name in WAITING_CALLS:
+        if hasattr(llm, name):
+            setattr(llm, name, _awake(getattr(llm, name)))
+
+
+def _awake(call: Any) -> Any:
+    """RuntimeError while the engine sleeps: the caller would wait for what nobody but the caller could end."""
+
+    @functools.wraps(call)
+    def awake(self: Any, *arguments: Any, **named: Any) -> Any:
+        if _sleeps_in_pool(self.llm_engine) and self.llm_engine.is_sleeping():
+            raise RuntimeError(
+                f"LLM.{call.__name__}: the engine sleeps, or is paused, and would never answer; call wake_up() first"
+            )
+        return call(self, *arguments, **named)
+
+    return awake
 
 
 def _with_checked_level(sleep: Any) -> Any:

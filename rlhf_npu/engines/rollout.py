@@ -103,8 +103,16 @@ class RolloutEngine:
             outputs = self.llm.generate(inputs, sampling, use_tqdm=False)
         return [[_completion(choice) for choice in output.outputs] for output in outputs]
 
+    @property
+    def longest_scored(self) -> int:
+        """Tokens of a sequence that can be scored, at most: vLLM adds one."""
+        return int(self.llm.llm_engine.model_config.max_model_len) - 1
+
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probability of each token of each sequence but its first, under the engine's weights."""
+        """Log-probability of each token of each sequence but its first, under the engine's weights.
+
+        Sequences have at most `longest_scored` tokens.
+        """
         from vllm import SamplingParams
 
         sampling = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)

@@ -6,9 +6,8 @@ import os
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from rlhf_npu.engines.cpu_experts import pack_experts_at_each_load
+from rlhf_npu.engines.cpu_weights import make_cpu_weights_updatable
 from rlhf_npu.engines.sleep_worker import SleepMixin
-from rlhf_npu.engines.updatable_linear import keep_linear_weights
 from rlhf_npu.workers.environment import RUN_ID_VARIABLE
 
 
@@ -19,6 +18,5 @@ class SleepCPUWorker(SleepMixin, CPUWorker):
         """Name vLLM's shared memory after this run: what a crashed run left behind cannot collide with it."""
         if run_id := os.environ.get(RUN_ID_VARIABLE):
             self.distributed_init_method = f"env://:{run_id}"
-        keep_linear_weights()
-        pack_experts_at_each_load()
+        make_cpu_weights_updatable()
         super().init_device()

@@ -77,9 +77,15 @@ def updating_weights(vllm_config: Any, device: torch.device, seen: Transformatio
         _keep_addresses(layer, tensors)
 
 
+IMPL = "impl."  # vLLM's attention layers have an implementation, which is no module
+
+
 def own_tensors(layer: torch.nn.Module) -> Tensors:
-    """A layer's own parameters, buffers and tensors in plain attributes, by name."""
+    """A layer's own parameters, buffers and tensors in plain attributes, by name; those of its implementation too."""
     plain = {name: value for name, value in vars(layer).items() if isinstance(value, torch.Tensor)}
+    inner = vars(layer).get("impl")
+    if hasattr(inner, "__dict__"):
+        plain |= {IMPL + name: value for name, value in vars(inner).items() if isinstance(value, torch.Tensor)}
     return plain | dict(layer.named_parameters(recurse=False)) | dict(layer.named_buffers(recurse=False))
 
 
@@ -109,7 +115,8 @@ def _compare(before: dict[torch.nn.Module, Look], seen: Transformations) -> None
 def _keep_addresses(layer: torch.nn.Module, before: Tensors) -> None:
     """Put what was computed anew where it was before: captured graphs hold the addresses."""
     for name, tensor in before.items():
-        now = getattr(layer, name)
+        holder = layer.impl if name.startswith(IMPL) else layer
+        now = getattr(holder, name.removeprefix(IMPL))
         if now is not tensor:
             tensor.copy_(now)
-            setattr(layer, name, tensor)
+            setattr(holder, name.removeprefix(IMPL), tensor)

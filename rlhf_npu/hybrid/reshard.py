@@ -82,8 +82,8 @@ class Resharder:
         if received != sent:
             raise ReshardError(
                 f"reshard to version {version} of a model of type {self._policy.config.model_type!r}: the trainer "
-                f"sent weights with checksum {sent:#x}, the rollout engine holds {received:#x}; its generations would be "
-                "stale"
+                f"sent weights with checksum {sent:#x}, the rollout engine holds {received:#x}; its generations would "
+                "be stale"
             )
         return ReshardReport(version, sent, moved, buckets)
 

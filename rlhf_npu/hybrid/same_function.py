@@ -94,9 +94,9 @@ def compare_functions(
 ) -> FunctionReport:
     """Let the rollout engine continue `prompts`; let both engines score what came out.
 
-    Compared are the rollout's scores of whole sequences (as it reads prompts) and of the responses (as it sampled
-    them) with the trainer's, and the trainer's in training mode with its own in evaluation mode. Every rank calls this
-    together, with the same prompts.
+    Compared with the trainer's scores are the rollout engine's of whole sequences, as it reads prompts, and of the
+    responses, as it sampled them; and the trainer's in training mode with its own in evaluation mode. Every rank calls
+    this together, with the same prompts.
 
     Args:
         policy: the trainer's model; under ZeRO its parameters may be partitioned.
@@ -115,8 +115,9 @@ def compare_functions(
         noisy, noisy_tempered = _trainer_scores(policy, sequences, (1.0, temperature))
     in_training = _trainer_scores(policy, sequences, (1.0,), training=True)[0]
     sampled = [list(response.log_probs) for response in responses]
+    readable = [sequence[: rollout.longest_scored] for sequence in sequences]
     comparisons = [
-        _compare("reading whole sequences", plain, rollout.score(sequences), noisy),
+        _compare("reading sequences", _cut(plain, readable), rollout.score(readable), _cut(noisy, readable)),
         _compare("generating", _from(tempered, starts), sampled, _from(noisy_tempered, starts)),
         _compare("the trainer's training mode beside its evaluation mode", in_training, plain, noisy, plain),
     ]
@@ -131,12 +132,17 @@ def agrees_with_eager_attention(policy: Any, rollout: RolloutEngine, prompts: To
     before = policy.config._attn_implementation  # noqa: SLF001
     policy.set_attn_implementation("eager")
     try:
-        plain = _trainer_scores(policy, prompts, (1.0,))[0]
+        plain = trainer_scores(policy, prompts)
         with _rounding_noise(policy):
-            noisy = _trainer_scores(policy, prompts, (1.0,))[0]
+            noisy = trainer_scores(policy, prompts)
         return _compare("with eager attention", plain, rollout.score(prompts), noisy).same
     finally:
         policy.set_attn_implementation(before)
+
+
+def trainer_scores(policy: Any, sequences: TokenIds) -> Scores:
+    """The trainer's log-probability of each token of each sequence but its first; every rank calls this together."""
+    return _trainer_scores(policy, sequences, (1.0,))[0]
 
 
 @torch.no_grad()
@@ -181,6 +187,10 @@ def _rounding_noise(model: torch.nn.Module) -> Iterator[None]:
 
 def _from(scores: Scores, starts: Sequence[int]) -> Scores:
     return [row[start:] for row, start in zip(scores, starts, strict=True)]
+
+
+def _cut(scores: Scores, sequences: TokenIds) -> Scores:
+    return [row[: len(sequence) - 1] for row, sequence in zip(scores, sequences, strict=True)]
 
 
 def _compare(what: str, trainer: Scores, rollout: Scores, noisy: Scores, exact: Scores | None = None) -> Comparison:

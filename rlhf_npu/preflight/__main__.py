@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from allocator import SleepPool
+from rlhf_npu.config import ModelConfig
 from rlhf_npu.preflight.report import Check, Report, Status
 from rlhf_npu.preflight.versions import torch_check, version_checks
 
@@ -18,6 +19,11 @@ _DESCRIPTION = """Checks a machine before sleep mode is relied on: versions, the
 then puts real memory to sleep and compares every byte after it woke. Ends with status 0 when nothing
 failed, 1 when something did, 2 when an option is wrong."""
 _MIB = 1 << 20
+_PARTS = {
+    "loaded": "same scores, as loaded",
+    "level 1": "same scores, new weights",
+    "level 2": "the same, weights dropped",
+}
 _UNITS = {"mib": _MIB, "gib": 1024 * _MIB}
 _DEFAULT_SIZE = 512 * _MIB
 # The system counts this process's memory in steps, and Python uses some: less could not be told from that.
@@ -28,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     report = Report(Console())
     check_machine(report, options.device, options.size)
+    if options.model is not None and not report.failed:
+        model = ModelConfig(options.model, options.dtype, options.attn_implementation)
+        report.add("model", _model_checks(model, report.device.partition(":")[0]))
     report.show_summary()
     if options.json is not None:
         report.write(options.json)
@@ -69,6 +78,18 @@ def _self_test(pool: SleepPool, size: int | None) -> Iterator[Check]:
     return SelfTest(pool, size or _default_size(pool)).checks()
 
 
+def _model_checks(model: ModelConfig, device: str) -> Iterator[Check]:
+    from rlhf_npu.preflight.model_trial import Trial, try_model
+
+    advice = "do not train this model with these settings: trainer and rollout engine compute different functions"
+    for outcome in try_model(Trial(model, device)):
+        measured = {"mean_nats": outcome.mean, "explained_nats": outcome.explained}
+        status = Status.OK if outcome.right else Status.FAILED
+        yield Check(
+            _PARTS.get(outcome.part, outcome.part), status, outcome.words, "" if outcome.right else advice, measured
+        )
+
+
 def _default_size(pool: SleepPool) -> int:
     """On the CPU at most an eighth of the free memory, since others need it too."""
     if pool.device != "cpu":
@@ -93,6 +114,16 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=_size,
         help="weights, and as much cache, of the self-test: 2GiB, 64MiB (512MiB; less on a small CPU)",
     )
+    parser.add_argument(
+        "--model",
+        type=_model,
+        metavar="PATH",
+        help="also let vLLM and the trainer score the same tokens with this model, before and after new weights",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="for --model (%(default)s)"
+    )
+    parser.add_argument("--attn-implementation", default="auto", help="the trainer's, for --model (%(default)s)")
     parser.add_argument("--json", type=_file, metavar="FILE", help="also write the report to this file")
     return parser.parse_args(arguments)
 
@@ -103,6 +134,16 @@ def _device(text: str) -> str:
     if text in ("npu", "cuda"):
         return f"{text}:0"
     raise argparse.ArgumentTypeError(f"{text!r} is none of auto, npu:0, cuda:0, cpu")
+
+
+def _model(text: str) -> str:
+    from rlhf_npu.engines.models import check_model
+    from rlhf_npu.errors import ModelError
+
+    try:
+        return str(check_model(text).absolute())
+    except ModelError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _size(text: str) -> int:

@@ -31,6 +31,11 @@ def main():
 
     before = text()
     llm.sleep(level=1)
+    for asleep in (text, lambda: llm.chat([{"role": "user", "content": "1"}])):
+        try:
+            asleep()
+        except RuntimeError as error:
+            print("asleep:", error)
     llm.wake_up()
     assert text() == before
 
@@ -105,6 +110,10 @@ def text(llm):
 first = engine()
 before = text(first)
 first.sleep()
+try:
+    text(first)
+except RuntimeError as error:
+    print("asleep:", error)
 second = engine()
 assert text(second) == before
 for _ in range(2):
@@ -153,6 +162,8 @@ def test_the_published_example_runs_as_it_stands(model: Path) -> None:
     assert "want 1 (offload weights) or 2 (drop them)" in result.stdout
     assert "unknown tags ['wights']" in result.stdout
     assert "the same 16" in result.stdout
+    for call in ("generate", "chat"):
+        assert f"asleep: LLM.{call}: the engine sleeps, or is paused, and would never answer" in result.stdout
 
 
 @pytest.fixture
@@ -176,6 +187,7 @@ def test_two_engines_of_a_process_take_turns(model: Path) -> None:
     result = _run(TWO_ENGINES.replace("DEVICE", DEVICE), model, VLLM_ENABLE_V1_MULTIPROCESSING="0")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     assert "mapped 0 True" in result.stdout
+    assert "asleep: LLM.generate: the engine sleeps, or is paused, and would never answer" in result.stdout
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="a GPU has vLLM's own sleep mode")
