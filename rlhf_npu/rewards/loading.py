@@ -96,10 +96,8 @@ def load_reward(config: RewardConfig) -> RewardFunction:
     return CheckedReward(partial(function, **config.kwargs), name, arguments)
 
 
-def load_sample_check(config: RewardConfig) -> SampleCheck | None:
-    """What a built-in reward refuses in a record, as `UngradableError`; None for a function of a user's."""
-    if config.function not in BUILTIN_REWARDS:
-        return None
+def load_sample_check(config: RewardConfig) -> SampleCheck:
+    """What a built-in reward refuses in a record, as `UngradableError`."""
     module, _ = _parts(config.function)
     check: SampleCheck = _load_module(config.function, module).check_sample
     return check

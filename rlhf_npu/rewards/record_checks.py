@@ -27,7 +27,7 @@ class RecordCheck:
         return f"checked {self.checked:,} of {self.records:,} ground truths in {self.seconds:.1f} s"
 
 
-def check_records(check: SampleCheck, samples: Sequence[PromptSample], seconds: float = SECONDS) -> RecordCheck:
+def check_records(check: SampleCheck, samples: Sequence[PromptSample], seconds: float) -> RecordCheck:
     """Check `samples` until `seconds` have passed, in an order that is the same each time and spread over all files.
 
     Raises:

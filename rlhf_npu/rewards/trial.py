@@ -1,7 +1,7 @@
 """Tries a reward function on real prompts before a run starts, in a process of its own.
 
 There it may exit, crash, print, start threads or take a signal without harm to the caller, and it is the main thread
-that calls it, as in a worker.
+that calls it, as in a worker. Importing its file is part of that.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class Trial:
     warning: str = ""
 
 
-def try_reward(config: RewardConfig, samples: Sequence[PromptSample], seconds: float = SECONDS) -> Trial:
+def try_reward(config: RewardConfig, samples: Sequence[PromptSample], seconds: float) -> Trial:
     """Score two responses to each of `samples`: an empty one, and the ground truth as text.
 
     Args:
         seconds: how long it may take in all; where that is not enough, the trial ends with a warning.
 
     Raises:
-        RewardError: the function failed, returned what is no reward, or ended its process.
+        RewardError: there is no such function, it failed, returned what is no reward, or ended its process.
     """
     with tempfile.TemporaryFile() as request, tempfile.TemporaryFile("w+") as replies, tempfile.TemporaryFile() as log:
         pickle.dump((config, list(samples)), request)
@@ -144,7 +144,9 @@ def _as_response(sample: PromptSample) -> str:
 
 
 def _is_workers_own(error: BaseException | None) -> bool:
-    """Whether it was raised inside a library that works only in a worker."""
+    """Whether it was raised inside a library that works only in a worker, and that is there."""
+    if isinstance(error, ImportError):
+        return False
     frames = traceback.walk_tb(error.__traceback__ if error else None)
     places = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
     return any(place == own or place.startswith(f"{own}.") for place in places for own in _WORKERS_OWN)

@@ -11,7 +11,7 @@ from rlhf_npu.config import PPOConfig, RewardConfig
 from rlhf_npu.data.problems import DataProblems
 from rlhf_npu.data.sample import PromptSample
 from rlhf_npu.errors import ModelError, RewardError
-from rlhf_npu.rewards import load_reward, load_sample_check, record_checks, trial
+from rlhf_npu.rewards import BUILTIN_REWARDS, load_reward, load_sample_check, record_checks, trial
 from rlhf_npu.trainer.terminal import Terminal
 
 _TRIED_TASKS = 16
@@ -30,13 +30,11 @@ def check_data_and_reward(config: PPOConfig, prompts: Sequence[Sequence[PromptSa
         DataError: names file and row of what is wrong.
         RewardError: there is no such function, it cannot be called, or it failed.
     """
-    load_reward(config.reward)
     _check_token_ids(chain.from_iterable(prompts), Path(config.actor_rollout_ref.model.path))
-    check = load_sample_check(config.reward)
-    if check is None:
-        _try_function(config.reward, prompts, terminal)
+    if config.reward.function in BUILTIN_REWARDS:
+        _check_records(config.reward, [*chain.from_iterable(prompts)], terminal)
     else:
-        _check_records(config.reward, check, [*chain.from_iterable(prompts)], terminal)
+        _try_function(config.reward, prompts, terminal)
 
 
 def _check_token_ids(samples: Iterable[PromptSample], model: Path) -> None:
@@ -63,13 +61,13 @@ def _vocabulary_size(model: Path) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _check_records(
-    config: RewardConfig, check: record_checks.SampleCheck, samples: list[PromptSample], terminal: Terminal
-) -> None:
+def _check_records(config: RewardConfig, samples: list[PromptSample], terminal: Terminal) -> None:
+    load_reward(config)
+    check = load_sample_check(config)
     what = f"checking {len(samples):,} ground truths for reward.function={config.function}"
     with terminal.working(f"{what}, for {record_checks.SECONDS:g} s at most"):
         try:
-            done = record_checks.check_records(check, samples)
+            done = record_checks.check_records(check, samples, record_checks.SECONDS)
         except RewardError:
             raise
         except RuntimeError as error:
@@ -85,7 +83,7 @@ def _try_function(config: RewardConfig, prompts: Sequence[Sequence[PromptSample]
     samples = _one_of_each_task(prompts)
     what = f"trying reward.function={config.function} on {len(samples)} of the prompts"
     with terminal.working(f"{what}, for {trial.SECONDS:g} s at most"):
-        result = trial.try_reward(config, samples)
+        result = trial.try_reward(config, samples, trial.SECONDS)
     if result.warning:
         terminal.warn(result.warning)
     else:

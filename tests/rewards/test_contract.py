@@ -37,12 +37,18 @@ def load(tmp_path: Path, source: str, **kwargs: Any) -> RewardFunction:
     "source",
     [
         # verl's signature, the one of its recipes, and the order of arguments turned round
-        "def score(data_source, solution_str, ground_truth, extra_info=None):\n"
-        "    return (data_source, solution_str, ground_truth, extra_info) == ('sums', '7', '5', {'level': 3})",
-        "def score(solution_str, ground_truth, method='strict', format_score=0.0, score=1.0):\n"
-        "    return score * ((solution_str, ground_truth, method) == ('7', '5', 'strict'))",
-        "def score(ground_truth, solution_str, **kwargs):\n"
-        "    return (solution_str, ground_truth, kwargs['finished']) == ('7', '5', True)",
+        (
+            "def score(data_source, solution_str, ground_truth, extra_info=None):\n"
+            "    return (data_source, solution_str, ground_truth, extra_info) == ('sums', '7', '5', {'level': 3})"
+        ),
+        (
+            "def score(solution_str, ground_truth, method='strict', format_score=0.0, score=1.0):\n"
+            "    return score * ((solution_str, ground_truth, method) == ('7', '5', 'strict'))"
+        ),
+        (
+            "def score(ground_truth, solution_str, **kwargs):\n"
+            "    return (solution_str, ground_truth, kwargs['finished']) == ('7', '5', True)"
+        ),
         # ours
         "def score(response, finished, sample): return (response, finished, sample.ground_truth) == ('7', True, '5')",
         "def score(sample, response): return (response, sample.ground_truth) == ('7', '5')",
@@ -54,17 +60,21 @@ def load(tmp_path: Path, source: str, **kwargs: Any) -> RewardFunction:
         # objects, partial functions, methods, decorated functions
         "class Judge:\n    def __call__(self, solution_str, ground_truth): return solution_str == '7'\nscore = Judge()",
         "class Judge:\n    def grade(self, response): return response == '7'\nscore = Judge().grade",
-        "from functools import partial\ndef judge(want, response): return response == want\nscore = partial(judge, '7')",
-        "from functools import partial\n"
-        "def judge(response, ground_truth): return ground_truth == 'mine'\n"
-        "score = partial(judge, ground_truth='mine')",
-        "import functools\n"
-        "def logged(function):\n"
-        "    @functools.wraps(function)\n"
-        "    def call(*args, **kwargs): return function(*args, **kwargs)\n"
-        "    return call\n"
-        "@logged\n"
-        "def score(solution_str, ground_truth): return (solution_str, ground_truth) == ('7', '5')",
+        "from functools import partial\ndef judge(a, response): return response == a\nscore = partial(judge, '7')",
+        (
+            "from functools import partial\n"
+            "def judge(response, ground_truth): return ground_truth == 'mine'\n"
+            "score = partial(judge, ground_truth='mine')"
+        ),
+        (
+            "import functools\n"
+            "def logged(function):\n"
+            "    @functools.wraps(function)\n"
+            "    def call(*args, **kwargs): return function(*args, **kwargs)\n"
+            "    return call\n"
+            "@logged\n"
+            "def score(solution_str, ground_truth): return (solution_str, ground_truth) == ('7', '5')"
+        ),
     ],
 )
 def test_arguments_are_bound_by_their_names(tmp_path: Path, source: str) -> None:
@@ -81,18 +91,33 @@ def test_kwargs_come_beside_them(tmp_path: Path) -> None:
     [
         ("def score(response, tokenizer): pass", "its parameter 'tokenizer' is not among what it could get; " + NAMES),
         ("def score(text, truth): pass", "its parameter 'text' is not among"),
-        ("def score(response, answer): pass", "its parameter 'answer' is not among what it could get; here it is ground"),
+        (
+            "def score(response, answer): pass",
+            "its parameter 'answer' is not among what it could get; here it is ground",
+        ),
         ("def score(response, answer=None): pass", "its parameter 'answer' is not among"),
-        ("def score(prompts, completions, **kwargs): pass", "'prompts' is that of a function that scores whole batches"),
-        ("def score(completions, answer, **kwargs): pass", "'completions' is that of a function that scores whole batch"),
-        ("def score(completions=None, **kwargs): pass", "'completions' is that of a function that scores whole batches"),
+        (
+            "def score(prompts, completions, **kwargs): pass",
+            "'prompts' is that of a function that scores whole batches",
+        ),
+        (
+            "def score(completions, answer, **kwargs): pass",
+            "'completions' is that of a function that scores whole batch",
+        ),
+        (
+            "def score(completions=None, **kwargs): pass",
+            "'completions' is that of a function that scores whole batches",
+        ),
         ("def score(queries, prompts, labels): pass", "'queries' is that of a function that scores whole batches"),
         ("def score(response, /, ground_truth): pass", "its parameter 'response' takes no name"),
         ("def score(*arguments): pass", "it takes none of the arguments that it could score by"),
         ("def score(): return 1.0", "it takes none of the arguments that it could score by"),
         ("def score(scale=1.0): return scale", "it takes none of the arguments that it could score by"),
         ("async def score(response): return 1.0", "it is an async function"),
-        ("class Judge:\n    async def __call__(self, response): return 1.0\nscore = Judge()", "it is an async function"),
+        (
+            "class Judge:\n    async def __call__(self, response): return 1.0\nscore = Judge()",
+            "it is an async function",
+        ),
         ("def score(response): yield 1.0", "it is a generator function"),
         ("async def score(response): yield 1.0", "it is a generator function"),
         ("class score:\n    def __init__(self, response): pass", "it is a class; make an object of it"),
@@ -164,7 +189,9 @@ def test_numbers_of_all_kinds_are_rewards(value: Any, score: float) -> None:
         (Decimal("1e400"), "it must return a finite number"),
         (1e300, "returned 1e+300; it must return a finite number of at most 3.4e+38"),
         (10**400, "it must return a finite number of at most"),
-        pytest.param(10**5000, "whose repr raises ValueError>; it must return a finite", id="more digits than Python writes"),
+        pytest.param(
+            10**5000, "whose repr raises ValueError>; it must return a finite", id="more digits than Python writes"
+        ),
         (1j, "returned 1j; it must return a finite number"),
         (torch.tensor([0.5]), "and this has the shape torch.Size([1])"),
         (np.zeros((2, 1)), "and this has the shape (2, 1)"),
@@ -195,7 +222,10 @@ def test_what_a_dict_holds_beside_its_score_is_kept(tmp_path: Path) -> None:
         ("raise GeneratorExit", "raised GeneratorExit: "),
         ("return float(10**400)", "raised OverflowError: int too large to convert to float"),
         ("raise ValueError('one\\ntwo')", "raised ValueError: one two"),
-        ("class E(Exception):\n        def __str__(self): 1/0\n    raise E", "raised E: (its text raises ZeroDivisionErro"),
+        (
+            "class E(Exception):\n        def __str__(self): 1/0\n    raise E",
+            "raised E: (its text raises ZeroDivisionErro",
+        ),
         ("return score(response)", "raised RecursionError: "),
         ("raise MemoryError", "raised MemoryError: "),
         ("import torch; return torch.zeros(1, device='meta').sum()", "raised RuntimeError: Tensor.item() cannot"),

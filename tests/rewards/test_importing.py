@@ -75,7 +75,8 @@ def test_a_file_may_be_part_of_a_package(tmp_path: Path) -> None:
     (folder / "marks.py").write_text("FULL = 1.0")
     (folder / "reward.py").write_text(
         "from dataclasses import dataclass\nfrom ..common import HALF\nfrom .marks import FULL\n"
-        "@dataclass\nclass Judge:\n    scale: float\n    def __call__(self, response): return self.scale * HALF * FULL\n"
+        "@dataclass\nclass Judge:\n    scale: float\n"
+        "    def __call__(self, response): return self.scale * HALF * FULL\n"
         "score = Judge(3.0)"
     )
     reward = pickle.loads(pickle.dumps(load(folder / "reward.py")))
@@ -127,7 +128,9 @@ def test_a_name_that_means_two_things_is_refused(tmp_path: Path, statement: str,
 
 
 def test_a_file_in_the_working_folder_is_no_ambiguity(tmp_path: Path) -> None:
-    write(tmp_path, reward="import helpers_here\ndef score(response): return helpers_here.ONE", helpers_here="ONE = 1.0")
+    write(
+        tmp_path, reward="import helpers_here\ndef score(response): return helpers_here.ONE", helpers_here="ONE = 1.0"
+    )
     program = (
         "from rlhf_npu.config import RewardConfig; from rlhf_npu.rewards import load_reward;"
         "load_reward(RewardConfig('reward.py:score')); import helpers_here; print(helpers_here.__file__)"

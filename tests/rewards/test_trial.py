@@ -59,10 +59,16 @@ def test_each_prompt_is_answered_with_nothing_and_with_the_ground_truth(tmp_path
         ("return None", "response '', it returned None; it must return a finite number"),
         ("import os; print('disk full'); os._exit(3)", "it ended its process (exit status 3)"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "it ended its process (signal 11)"),
+        (
+            "pass\nimport no_such_module",
+            "cannot import {folder}/reward.py: ModuleNotFoundError: No module named 'no_such",
+        ),
+        ("pass\nimport os; os._exit(1)", "it ended its process (exit status 1)"),
+        ("pass\nscore = 7", "{folder}/reward.py has no function 'score'"),
     ],
 )
 def test_a_function_that_fails_is_refused(tmp_path: Path, body: str, message: str) -> None:
-    with pytest.raises(RewardError, match=re.escape(message)) as caught:
+    with pytest.raises(RewardError, match=re.escape(message.format(folder=tmp_path))) as caught:
         attempt(tmp_path, f"def score(response):\n    {body}\n")
     assert f"reward.function={tmp_path}/reward.py:score: " in str(caught.value)
 
@@ -104,12 +110,16 @@ def test_what_only_a_worker_has_is_no_failure(tmp_path: Path, body: str) -> None
 
 
 def test_threads_that_it_leaves_are_not_waited_for(tmp_path: Path) -> None:
-    source = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\nscore = lambda response: 0\n"
+    source = (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\nscore = lambda response: 0\n"
+    )
     assert attempt(tmp_path, source).answered == 4
 
 
 def test_ctrl_c_ends_the_trial(tmp_path: Path) -> None:
-    source = "import os, time\ndef score(response, log):\n    open(log, 'w').write(str(os.getpid()))\n    time.sleep(600)\n"
+    source = (
+        "import os, time\ndef score(response, log):\n    open(log, 'w').write(str(os.getpid()))\n    time.sleep(600)\n"
+    )
     log = tmp_path / "log"
 
     def interrupt() -> None:
