@@ -84,7 +84,10 @@ def _other_form(value: Any, depth: int) -> Any:
 
 
 def _array_form(value: Any, depth: int) -> Any:
-    listed = value.tolist()
+    try:
+        listed = value.tolist()
+    except Exception:  # noqa: BLE001  # a sparse tensor, or a class of a user's
+        return _repr(value)
     return json_form(listed, depth - 1) if type(listed) is not type(value) else _repr(value)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlhf_npu.data.sample import PromptSample
-from rlhf_npu.rewards.contract import UngradableError
+from rlhf_npu.rewards.contract import UngradableError, shown
 
 _END = None
 
@@ -31,4 +31,4 @@ def check_sample(sample: PromptSample) -> None:
         UngradableError: says what it is.
     """
     if not isinstance(sample.ground_truth, str):
-        raise UngradableError(f"the ground truth {sample.ground_truth!r} is no string of digits")
+        raise UngradableError(f"the ground truth {shown(sample.ground_truth)} is no string of digits")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_npu.data.sample import PromptSample
-from rlhf_npu.rewards.contract import UngradableError
+from rlhf_npu.rewards.contract import UngradableError, shown
 
 _SECONDS = 30.0
 _START_SECONDS = 120.0
@@ -48,7 +48,9 @@ def check_sample(sample: PromptSample) -> None:
 def _expression(sample: PromptSample) -> str:
     truth = sample.ground_truth
     if isinstance(truth, bool) or not isinstance(truth, str | int | float | Decimal):
-        raise UngradableError(f"the ground truth {truth!r} is no mathematical expression; it must be text or a number")
+        raise UngradableError(
+            f"the ground truth {shown(truth)} is no mathematical expression; it must be text or a number"
+        )
     return str(truth)
 
 
@@ -101,9 +103,12 @@ class MathGrader:
             self.close()
         process = self._process or self._start()
         assert process.stdin is not None
-        process.stdin.write(json.dumps(question) + "\n")
-        process.stdin.flush()
-        line = _read_line(process, self._seconds)
+        try:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            line = _read_line(process, self._seconds)
+        except BrokenPipeError:  # it has died just now
+            line = ""
         if not line:
             self.close()
             return {"right": False}
@@ -137,4 +142,4 @@ def _grader() -> MathGrader:
 @cache
 def _check_expression(expression: str) -> None:
     if not _grader().can_read(expression):
-        raise UngradableError(f"the ground truth {expression!r} is too much for math-verify to read")
+        raise UngradableError(f"the ground truth {shown(expression)} is too much for math-verify to read")

@@ -56,6 +56,8 @@ def _vocabulary_size(model: Path) -> int | None:
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{model / 'config.json'}: not readable JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{model / 'config.json'}: a {type(config).__name__}; it must be an object")
     text = config.get("text_config")
     size = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
     return size if isinstance(size, int) else None
