@@ -49,13 +49,20 @@ def read_records(file: str, problems: DataProblems) -> Iterator[Record]:
 
     What cannot be read is added to `problems`; reading goes on with the next row where there is one.
     """
-    path = Path(file)
     try:
+        path = _expanded(file)
         yield from _reader(path)(path, problems)
     except DataError as error:
         problems.add(str(error))
     except OSError as error:
         problems.add(f"{file}: cannot be read: {error.strerror or error}")
+
+
+def _expanded(file: str) -> Path:
+    try:
+        return Path(file).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{file}: {error}") from error
 
 
 def _reader(path: Path) -> Any:

@@ -9,7 +9,7 @@ from reasoning_gym.factory import DATASETS, get_score_answer_fn
 from reasoning_gym.utils import extract_answer
 
 from rlhf_npu.data.sample import PromptSample
-from rlhf_npu.rewards.contract import UngradableError
+from rlhf_npu.rewards.contract import UngradableError, described
 
 
 def score(response: str, finished: bool, sample: PromptSample) -> float:  # noqa: ARG001
@@ -39,10 +39,8 @@ def check_sample(sample: PromptSample) -> None:
     try:
         float(verifier(str(entry["answer"]), entry))
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UngradableError(
-            f"the verifier of {sample.data_source!r} fails on its extra_info.entry: {reason}"
-        ) from error
+        reason = f"the verifier of {sample.data_source!r} fails on its extra_info.entry: {described(error)}"
+        raise UngradableError(reason) from error
 
 
 def _entry(sample: PromptSample) -> Any:

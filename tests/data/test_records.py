@@ -178,6 +178,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     assert read(folder)[1] == f"{folder}: no such file, but a folder; name the files in it"
     assert read(pipe)[1].startswith(f"{pipe}: no regular file")
+    assert read("~nobody-of-this-name/a.jsonl")[1].startswith("~nobody-of-this-name/a.jsonl: ")
     assert read(tmp_path / "none.jsonl")[1].startswith(f"{tmp_path}/none.jsonl: no such file")
     assert read(tmp_path / ("x" * 300 + ".jsonl"))[1].endswith(": cannot be read: File name too long")
 
@@ -186,6 +187,12 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.symlink_to("/proc/self/mem")  # opens, and fails when it is read
     assert read(path)[1] == f"{path}: cannot be read: Input/output error"
+
+
+def test_a_file_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
+    assert [record.location for record in read("~/a.jsonl")[0]] == [f"{tmp_path}/a.jsonl:1"]
 
 
 def test_a_file_that_vanishes(tmp_path: Path) -> None:
