@@ -39,3 +39,13 @@ class SwitchError(RlhfNpuError, RuntimeError):
 
 class ReshardError(RlhfNpuError, RuntimeError):
     """The rollout's weights are not the trainer's weights after a reshard."""
+
+
+def in_one_line(error: BaseException, limit: int = 300) -> str:
+    """The text of what foreign code raised, as a message can hold it: one line that any terminal can print."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception as second:  # noqa: BLE001  # the class is a user's
+        text = f"(its text raises {type(second).__name__})"
+    printable = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text[:limit])
+    return printable or type(error).__name__

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_npu.data.values import check_depth
-from rlhf_npu.errors import DataError
+from rlhf_npu.errors import DataError, in_one_line
 
 _RIGHT = 'it must be a string, or a list of messages such as {"role": "user", "content": "text"}'
 _PROBE = "probe"
@@ -44,8 +44,8 @@ class ChatRenderer:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a template is a program, and Rust's panics are no Exception
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{what}: the tokenizer's chat template refuses the messages: {reason}") from error
+            refusal = f"{what}: the tokenizer's chat template refuses the messages: {in_one_line(error)}"
+            raise DataError(refusal) from error
 
     def _apply_template(self, messages: list[dict[str, Any]]) -> str:
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

@@ -16,7 +16,7 @@ from rlhf_npu.data.problems import DataProblems
 from rlhf_npu.data.records import Record, read_records
 from rlhf_npu.data.sample import PromptSample
 from rlhf_npu.data.values import check_depth, check_text
-from rlhf_npu.errors import DataError
+from rlhf_npu.errors import DataError, in_one_line
 
 __all__ = ["PromptDataset", "PromptSample", "load_prompts"]
 
@@ -190,8 +190,9 @@ def _token_ids(
         raise
     except BaseException as error:  # noqa: BLE001  # Rust's panics are no Exception; below the prompt is found
         if len(prompts) == 1:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            problems.add(f"{prompts[0].location}: the tokenizer fails on {prompts[0].text[:80]!r}: {reason}")
+            problems.add(
+                f"{prompts[0].location}: the tokenizer fails on {prompts[0].text[:80]!r}: {in_one_line(error)}"
+            )
             return [None]
     middle = len(prompts) // 2
     halves = prompts[:middle], prompts[middle:]

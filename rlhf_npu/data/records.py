@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet
 
 from rlhf_npu.data.problems import DataProblems
-from rlhf_npu.errors import DataError
+from rlhf_npu.errors import DataError, in_one_line
 
 _KINDS = ".parquet, .jsonl or .json"
 _BATCH_ROWS = 1024
@@ -100,7 +100,7 @@ def _parquet_batches(path: Path) -> Iterator[Any]:
             if not twice:
                 yield from file.iter_batches(_BATCH_ROWS)
     except Exception as error:
-        raise DataError(f"{path}: not a readable Parquet file: {_one_line(error)}") from error
+        raise DataError(f"{path}: not a readable Parquet file: {in_one_line(error)}") from error
     if twice:
         raise DataError(f"{path}: has the column {twice[0]!r} more than once; give each a name of its own")
 
@@ -112,7 +112,7 @@ def _row_by_row(path: Path, batch: Any, before: int, problems: DataProblems) -> 
         try:
             values += batch.slice(place, 1).to_pylist()
         except Exception as error:  # noqa: BLE001  # reported, with its row
-            problems.add(f"{path}:{before + place + 1}: a value that cannot be read: {_one_line(error)}")
+            problems.add(f"{path}:{before + place + 1}: a value that cannot be read: {in_one_line(error)}")
             values.append(None)
     return values
 
@@ -176,7 +176,3 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
     return result
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from rlhf_npu.data.sample import PromptSample
+from rlhf_npu.errors import in_one_line
 
 Function = Callable[..., Any]
 _LARGEST = 3.4028234663852886e38  # of float32, in which rewards reach the trainer
@@ -132,11 +133,8 @@ def shown(value: Any) -> str:
 
 def described(error: BaseException) -> str:
     """What was raised, in one line."""
-    try:
-        message = " ".join(str(error).split())
-    except Exception as second:  # noqa: BLE001  # the class is a user's
-        message = f"(its text raises {type(second).__name__})"
-    return f"{type(error).__name__}: {message[:500]}"
+    name, text = type(error).__name__, in_one_line(error)
+    return name if text == name else f"{name}: {text}"
 
 
 def _check_kind(function: Function) -> None:

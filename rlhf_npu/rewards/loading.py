@@ -11,7 +11,7 @@ from typing import Protocol
 
 from rlhf_npu.config import RewardConfig
 from rlhf_npu.data.sample import PromptSample
-from rlhf_npu.errors import RewardError
+from rlhf_npu.errors import RewardError, in_one_line
 from rlhf_npu.rewards.contract import (
     ContractError,
     Function,
@@ -64,7 +64,7 @@ class CheckedReward:
         try:
             return as_graded(self._function(**{name: available[name] for name in self._arguments}))
         except UngradableError as error:
-            return Graded(0.0, ungradable=described(error).removeprefix(f"{UngradableError.__name__}: "))
+            return Graded(0.0, ungradable=in_one_line(error))
         except ContractError as error:
             raise RewardError(f"{self._where(response, sample)} {error}") from error
         except BaseException as error:  # Ctrl-C does not reach a worker: KeyboardInterrupt is the function's as well

@@ -135,6 +135,7 @@ def test_messages_that_are_nested_too_deeply(tmp_path: Path) -> None:
     ("template", "reason"),
     [
         ("{{ raise_exception('no system role') }}", "no system role"),
+        (r"{{ raise_exception('half\ud800\u001b\n of it') }}", r"half\ud800\x1b of it"),
         ("{% for m in messages %}{{ m.content + m.name }}{% endfor %}", "'dict object' has no attribute 'name'"),
         ("{% for m in messages %}{{ m.content + 1 }}{% endfor %}", "can only concatenate str"),
         ("{{ messages[7].content }}", "list object has no element 7"),
