@@ -19,7 +19,11 @@ class ChatRenderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._takes_parts = bool(tokenizer.chat_template) and self._understands_parts()
+        # Some templates write a string and a list of text parts alike. Those of vision models may know only lists,
+        # and write nothing of a string; most others know only strings.
+        text, parts = (self._probed(content) for content in (_PROBE, [{"type": "text", "text": _PROBE}]))
+        self._takes_strings = _PROBE in text or _PROBE not in parts
+        self._takes_parts = _PROBE in parts and (text == parts or not self._takes_strings)
 
     def render(self, messages: Any, columnar: bool, what: str) -> str:
         """The text of `messages`, generation prompt included; after an assistant's message a new turn begins.
@@ -50,16 +54,12 @@ class ChatRenderer:
     def _apply_template(self, messages: list[dict[str, Any]]) -> str:
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
-    def _understands_parts(self) -> bool:
-        """Whether the template writes a list of one text part as it writes that text."""
+    def _probed(self, content: Any) -> str:
+        """A user's message as the template writes it; nothing where it wants other messages."""
         try:
-            text, parts = (
-                self._apply_template([{"role": "user", "content": content}])
-                for content in (_PROBE, [{"type": "text", "text": _PROBE}])
-            )
-        except Exception:  # noqa: BLE001  # it may want other messages; parts are then joined
-            return False
-        return text == parts
+            return self._apply_template([{"role": "user", "content": content}])
+        except Exception:  # noqa: BLE001  # said when a message of the data is refused
+            return ""
 
     def _cleaned(self, messages: Any, columnar: bool, what: str) -> list[dict[str, Any]]:
         if not isinstance(messages, list) or not messages:
@@ -75,8 +75,8 @@ class ChatRenderer:
         drop = _without_nulls if columnar else _without_null_keys
         message = drop(message)
         content = message.get("content")
-        if isinstance(content, list):
-            message["content"] = self._content_of(content, what)
+        if isinstance(content, list) or (isinstance(content, str) and not self._takes_strings):
+            message["content"] = self._content_of(content if isinstance(content, list) else [content], what)
         elif not isinstance(content, str) and not (content is None and message.get("tool_calls")):
             raise DataError(
                 f"{what} is a list with {_excerpt(message)}; its 'content' must be a string or a list of text parts, "

@@ -92,6 +92,15 @@ def test_text_parts_reach_the_template_as_it_takes_them(
     assert load(path, PARTS) == [f"{as_parts};"]
 
 
+def test_a_template_that_takes_only_parts_gets_strings_as_parts(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{{ m.role }}={% for part in m.content %}"
+        "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %};{% endfor %}"
+    )
+    path = lines(tmp_path, [{"role": "user", "content": "1 + 2"}], [{"role": "user", "content": ["1", "2"]}])
+    assert load(path, template) == ["user=1 + 2;", "user=12;"]
+
+
 def test_an_assistants_last_message_ends_its_turn(tmp_path: Path) -> None:
     path = lines(tmp_path, [USER, {"role": "assistant", "content": "3"}])
     assert load(path, CONTENT + "{% if add_generation_prompt %}assistant={% endif %}") == [
