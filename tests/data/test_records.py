@@ -172,6 +172,20 @@ def test_broken_tables_are_refused_or_read_but_never_raise(tmp_path: Path) -> No
     assert refused > 60
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_broken_text_is_refused_or_read_but_never_raises(tmp_path: Path, suffix: str) -> None:
+    rows = [{"prompt": "1 ü 大", "extra_info": {"list": [number, None]}} for number in range(20)]
+    text = json.dumps(rows) if suffix == "json" else "".join(json.dumps(row) + "\n" for row in rows)
+    generator, path = random.Random(0), tmp_path / f"a.{suffix}"
+    refused = 0
+    for _ in range(100):
+        content, place = bytearray(text.encode()), generator.randrange(len(text))
+        content[place : place + generator.randrange(30)] = generator.randbytes(generator.randrange(4))
+        path.write_bytes(content)
+        refused += f"{path}:" in read(path)[1]
+    assert refused > 60
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     folder, pipe = tmp_path / "folder.jsonl", tmp_path / "pipe.jsonl"
     folder.mkdir()
