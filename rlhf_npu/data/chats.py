@@ -45,7 +45,7 @@ class ChatRenderer:
             )
         try:
             return self._apply_template(cleaned)
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:  # a template is a program, and Rust's panics are no Exception
             refusal = f"{what}: the tokenizer's chat template refuses the messages: {in_one_line(error)}"

@@ -186,7 +186,7 @@ def _token_ids(
     try:
         rows: list[list[int] | None] = _encode(prompts, is_chat, tokenizer)
         return rows
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  # Rust's panics are no Exception; below the prompt is found
         if len(prompts) == 1:

@@ -118,7 +118,13 @@ class MathGrader:
     def _start(self) -> subprocess.Popen[str]:
         # -P: the child must find the package math_verify, not this file of the same name beside it.
         command = [sys.executable, "-P", str(Path(__file__).with_name("math_grader.py"))]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            process_group=0,  # Ctrl-C is for its parent, and would make it print a traceback
+        )
         if not _read_line(self._process, _START_SECONDS):
             self.close()
             raise RuntimeError(f"{' '.join(command)} did not start; its own message is on stderr")

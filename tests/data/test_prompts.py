@@ -310,7 +310,9 @@ class Panic(BaseException):
     """What Rust's panics are to Python: no Exception."""
 
 
-@pytest.mark.parametrize("error", [Panic("index out of bounds"), OverflowError("no such id"), RecursionError("deep")])
+@pytest.mark.parametrize(
+    "error", [Panic("index out of bounds"), OverflowError("no such id"), RecursionError("deep"), SystemExit("no")]
+)
 def test_what_a_tokenizer_raises_names_the_row(tmp_path: Path, error: BaseException) -> None:
     class Fragile(PreTrainedTokenizerFast):
         def __call__(self, text: Any, *args: Any, **kwargs: Any) -> Any:

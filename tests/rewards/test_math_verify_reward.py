@@ -26,6 +26,21 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+# Ctrl-C reaches the whole process group.
+INTERRUPTED = """
+import os, signal, time
+from rlhf_npu.rewards.math_verify import MathGrader
+grader = MathGrader()
+grader.is_right("5", "5")
+try:
+    os.killpg(0, signal.SIGINT)
+    time.sleep(20)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    print("interrupted")
+"""
+
+
 @pytest.fixture
 def impatient() -> Iterator[MathGrader]:
     grader = MathGrader(seconds=1.0)
@@ -80,6 +95,13 @@ def test_a_dead_child_is_replaced(impatient: MathGrader) -> None:
     child.kill()
     child.wait()
     assert impatient.is_right("5", "it is 5")
+
+
+def test_ctrl_c_prints_nothing_of_the_child() -> None:
+    parent = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, start_new_session=True, check=False
+    )
+    assert (parent.stdout, parent.stderr) == ("interrupted\n", "")
 
 
 def test_a_child_that_does_not_start_is_an_error(impatient: MathGrader, monkeypatch: pytest.MonkeyPatch) -> None:
