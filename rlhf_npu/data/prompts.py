@@ -1,42 +1,24 @@
-"""Prompts from Parquet or JSON-lines files, as token ids that fit the model."""
+"""Prompts from Parquet or JSON files, as token ids that fit the model."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any, overload
 
-import jinja2
-import pyarrow
-import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_npu.config import DataConfig
-from rlhf_npu.errors import DataError
+from rlhf_npu.data.chats import ChatRenderer, check_is_no_chat
+from rlhf_npu.data.problems import DataProblems
+from rlhf_npu.data.records import Record, read_records
+from rlhf_npu.data.sample import PromptSample
+from rlhf_npu.data.values import check_depth, check_text
+from rlhf_npu.errors import DataError, in_one_line
 
-
-@dataclass(frozen=True)
-class PromptSample:
-    """One prompt and what a reward function needs to score a response to it.
-
-    Attributes:
-        index: place in the data set it was loaded into.
-        prompt_ids: token ids the model continues.
-        prompt_text: the same as text, special tokens of a chat template included.
-        data_source: name of the task.
-        ground_truth: the right answer, as the reward function wants it.
-        extra_info: whatever else the record carries.
-    """
-
-    index: int
-    prompt_ids: tuple[int, ...]
-    prompt_text: str
-    data_source: str
-    ground_truth: Any
-    extra_info: dict[str, Any]
+__all__ = ["PromptDataset", "PromptSample", "load_prompts"]
 
 
 class PromptDataset(Sequence[PromptSample]):
@@ -67,14 +49,19 @@ class PromptDataset(Sequence[PromptSample]):
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A checked record: where it stands (file and line), and its text."""
+    """A checked record: where it stands, and its text."""
 
-    location: str
+    file: str
+    row: int
     text: str
     is_chat: bool
     data_source: str
     ground_truth: Any
     extra_info: dict[str, Any]
+
+    @property
+    def location(self) -> str:
+        return f"{self.file}:{self.row}"
 
 
 def load_prompts(files: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> PromptDataset:
@@ -86,15 +73,17 @@ def load_prompts(files: Sequence[str], tokenizer: PreTrainedTokenizerBase, confi
     itself.
 
     Raises:
-        DataError: a file is missing, of another kind or malformed; a record lacks a key; a prompt is empty, or
-            is too long and neither skipped nor truncated; nothing is left. Names the file and the line or row,
-            from 1.
+        DataError: a file is missing, of another kind, malformed or empty; a record lacks a key or holds what cannot
+            be used; the template or the tokenizer fails on it; a prompt is empty, or is too long and neither skipped
+            nor truncated; nothing is left. Names file and row, from 1, of all that is wrong; see `DataProblems`.
     """
-    prompts = [_check(*record, tokenizer, config.prompt_key) for file in files for record in _records(Path(file))]
-    if not prompts:
-        raise DataError(f"{', '.join(files)}: no prompts; a file needs at least one record")
+    problems = DataProblems()
+    prompts = list(_checked_records(files, tokenizer, config.prompt_key, problems))
+    rows = list(_tokenize(prompts, tokenizer, problems))
+    if not config.filter_overlong_prompts and config.truncation == "error":
+        _refuse_overlong(rows, config.max_prompt_length, problems)
+    problems.check()
     limit = config.max_prompt_length
-    rows = list(zip(prompts, _tokenize(prompts, tokenizer), strict=True))
     kept = [row for row in rows if len(row[1]) <= limit or not config.filter_overlong_prompts]
     if not kept:
         raise DataError(
@@ -106,54 +95,40 @@ def load_prompts(files: Sequence[str], tokenizer: PreTrainedTokenizerBase, confi
     return PromptDataset(samples, skipped=len(rows) - len(kept), truncated=truncated)
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(file and line, record) of each record."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; data.train_files and data.val_files name files of prompts")
-    if path.suffix == ".parquet":
-        return _parquet_records(path)
-    if path.suffix in (".jsonl", ".json"):
-        return _json_records(path)
-    raise DataError(f"{path}: cannot read {path.suffix or 'a file without a suffix'}; use .parquet, .jsonl or .json")
+def _checked_records(
+    files: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt_key: str, problems: DataProblems
+) -> Iterator[_Prompt]:
+    chats = ChatRenderer(tokenizer)
+    for file in files:
+        before, records = len(problems), 0
+        for record in read_records(file, problems):
+            records += 1
+            try:
+                prompt = _check(record, chats, prompt_key)
+            except DataError as error:
+                problems.add(str(error))
+            else:
+                yield prompt
+        if not records and len(problems) == before:
+            problems.add(f"{file}: no prompts; a file needs at least one record")
 
 
-def _parquet_records(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
-    for number, record in enumerate(table.to_pylist(), start=1):
-        yield f"{path}:{number}", record
-
-
-def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"{path}:{number}", _parse_json(line, f"{path}:{number}")
-
-
-def _parse_json(line: bytes, location: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{location}: not JSON ({error}); a line holds one whole JSON object") from error
-
-
-def _check(location: str, record: Any, tokenizer: PreTrainedTokenizerBase, prompt_key: str) -> _Prompt:
-    if not isinstance(record, dict):
-        raise DataError(f"{location}: a {type(record).__name__}; a record is an object with a {prompt_key!r}")
-    prompt = _field(record, prompt_key, location)
-    data_source = _field(record, "data_source", location)
-    reward_model = _field(record, "reward_model", location)
-    if not isinstance(reward_model, dict) or "ground_truth" not in reward_model:
-        raise DataError(f"{location}: no 'reward_model.ground_truth'; it holds the right answer, or null")
-    extra_info = record.get("extra_info") or {}
+def _check(record: Record, chats: ChatRenderer, prompt_key: str) -> _Prompt:
+    location, value = record.location, record.value
+    if not isinstance(value, dict):
+        raise DataError(f"{location}: a {type(value).__name__}; a record is an object with a {prompt_key!r}")
+    prompt = _field(value, prompt_key, location)
+    data_source = _data_source(_field(value, "data_source", location), location)
+    ground_truth = _ground_truth(_field(value, "reward_model", location), location)
+    extra_info = value.get("extra_info") or {}
     if not isinstance(extra_info, dict):
-        raise DataError(f"{location}: 'extra_info' is {extra_info!r}; it must be an object")
+        raise DataError(f"{location}: 'extra_info' is {repr(extra_info)[:80]}; it must be an object")
+    check_depth(extra_info, f"{location}: 'extra_info'")
     is_chat = not isinstance(prompt, str)
-    text = _render_chat(prompt, tokenizer, f"{location}: {prompt_key!r}") if is_chat else prompt
-    return _Prompt(location, text, is_chat, str(data_source), reward_model["ground_truth"], extra_info)
+    what = f"{location}: {prompt_key!r}"
+    text = chats.render(prompt, record.columnar, what) if is_chat else _plain(prompt, location, what)
+    check_text(text, what)
+    return _Prompt(record.file, record.row, text, is_chat, data_source, ground_truth, extra_info)
 
 
 def _field(record: dict[str, Any], key: str, location: str) -> Any:
@@ -162,64 +137,89 @@ def _field(record: dict[str, Any], key: str, location: str) -> Any:
     return record[key]
 
 
-def _render_chat(messages: Any, tokenizer: PreTrainedTokenizerBase, location: str) -> str:
-    if not _are_messages(messages):
+def _data_source(name: Any, location: str) -> str:
+    """The name of the task, which becomes part of a metric's name."""
+    text = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+    if not isinstance(text, str) or not text.strip() or not text.isprintable():
         raise DataError(
-            f"{location} is {str(messages)[:80]!r}; it must be a string, or a list of messages "
-            'such as {"role": "user", "content": "text"}'
+            f"{location}: 'data_source' is {repr(name)[:80]}; it must be a name of printable characters, such as gsm8k"
         )
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"{location} holds chat messages, but the tokenizer of {tokenizer.name_or_path!r} has no "
-            "chat_template; use an instruction-tuned model, or make the prompt a string"
-        )
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except jinja2.TemplateError as error:
-        raise DataError(f"{location}: the tokenizer's chat template refuses the messages: {error}") from error
-    return str(text)
+    return text
 
 
-def _are_messages(messages: Any) -> bool:
-    return (
-        isinstance(messages, list)
-        and bool(messages)
-        and all(
-            isinstance(message, dict) and isinstance(message.get(key), str)
-            for message in messages
-            for key in ("role", "content")
-        )
-    )
+def _ground_truth(reward_model: Any, location: str) -> Any:
+    if not isinstance(reward_model, dict) or "ground_truth" not in reward_model:
+        raise DataError(f"{location}: no 'reward_model.ground_truth'; it holds the right answer, or null")
+    ground_truth, what = reward_model["ground_truth"], f"{location}: 'reward_model.ground_truth'"
+    if isinstance(ground_truth, float) and not math.isfinite(ground_truth):
+        raise DataError(f"{what} is {ground_truth}; no answer equals it")
+    if isinstance(ground_truth, str):
+        check_text(ground_truth, what)
+    check_depth(ground_truth, what)
+    return ground_truth
 
 
-def _tokenize(prompts: list[_Prompt], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of each prompt. A chat template writes its special tokens itself."""
-    rows: list[list[int]] = []
+def _plain(prompt: str, location: str, what: str) -> str:
+    check_is_no_chat(prompt, what)
+    if not prompt.strip():
+        raise DataError(f"{location}: the prompt {prompt[:80]!r} has no tokens other than white space; ask something")
+    return prompt
+
+
+def _tokenize(
+    prompts: list[_Prompt], tokenizer: PreTrainedTokenizerBase, problems: DataProblems
+) -> Iterator[tuple[_Prompt, list[int]]]:
+    """Each prompt with its token ids. A chat template writes its special tokens itself."""
     for is_chat, run in groupby(prompts, key=lambda prompt: prompt.is_chat):
-        rows += tokenizer([prompt.text for prompt in run], add_special_tokens=not is_chat, verbose=False)["input_ids"]
-    for prompt, ids in zip(prompts, rows, strict=True):
-        if not ids:
-            raise DataError(f"{prompt.location}: the prompt {prompt.text!r} has no tokens; it needs at least one")
-    return rows
+        group = list(run)
+        for prompt, ids in zip(group, _token_ids(group, is_chat, tokenizer, problems), strict=True):
+            if ids:
+                yield prompt, ids
+            elif ids is not None:
+                problems.add(f"{prompt.location}: the prompt {prompt.text[:80]!r} has no tokens; it needs at least one")
+
+
+def _token_ids(
+    prompts: list[_Prompt], is_chat: bool, tokenizer: PreTrainedTokenizerBase, problems: DataProblems
+) -> list[list[int] | None]:
+    """Token ids of each prompt; None for those on which the tokenizer fails, which are problems."""
+    try:
+        rows: list[list[int] | None] = _encode(prompts, is_chat, tokenizer)
+        return rows
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # Rust's panics are no Exception; below the prompt is found
+        if len(prompts) == 1:
+            problems.add(
+                f"{prompts[0].location}: the tokenizer fails on {prompts[0].text[:80]!r}: {in_one_line(error)}"
+            )
+            return [None]
+    middle = len(prompts) // 2
+    halves = prompts[:middle], prompts[middle:]
+    return [ids for half in halves for ids in _token_ids(half, is_chat, tokenizer, problems)]
+
+
+def _encode(prompts: list[_Prompt], is_chat: bool, tokenizer: PreTrainedTokenizerBase) -> Any:
+    texts = [prompt.text for prompt in prompts]
+    return tokenizer(texts, add_special_tokens=not is_chat, verbose=False)["input_ids"]
+
+
+def _refuse_overlong(rows: list[tuple[_Prompt, list[int]]], limit: int, problems: DataProblems) -> None:
+    for prompt, ids in rows:
+        if len(ids) > limit:
+            problems.add(
+                f"{prompt.location}: {len(ids)} tokens, more than data.max_prompt_length={limit}; raise it, "
+                "set data.filter_overlong_prompts=true to skip such prompts, or data.truncation=left|right to cut"
+            )
 
 
 def _sample(
     index: int, prompt: _Prompt, ids: list[int], tokenizer: PreTrainedTokenizerBase, config: DataConfig
 ) -> PromptSample:
-    text = prompt.text
-    if len(ids) > config.max_prompt_length:
-        ids = _truncate(ids, prompt, config)
+    text, limit = prompt.text, config.max_prompt_length
+    if len(ids) > limit:
+        ids = ids[-limit:] if config.truncation == "left" else ids[:limit]
         text = tokenizer.decode(ids)
-    return PromptSample(index, tuple(ids), text, prompt.data_source, prompt.ground_truth, prompt.extra_info)
-
-
-def _truncate(ids: list[int], prompt: _Prompt, config: DataConfig) -> list[int]:
-    limit = config.max_prompt_length
-    if config.truncation == "left":
-        return ids[-limit:]
-    if config.truncation == "right":
-        return ids[:limit]
-    raise DataError(
-        f"{prompt.location}: {len(ids)} tokens, more than data.max_prompt_length={limit}; raise it, "
-        "set data.filter_overlong_prompts=true to skip such prompts, or data.truncation=left|right to cut"
+    return PromptSample(
+        index, tuple(ids), text, prompt.data_source, prompt.ground_truth, prompt.extra_info, prompt.file, prompt.row
     )

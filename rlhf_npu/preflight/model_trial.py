@@ -82,6 +82,11 @@ def try_model(trial: Trial) -> Iterator[Outcome]:
             yield Outcome(f"after {outcome.part}", right=False, words=_last_words(Path(folder) / "rank_0.log"))
 
 
+def _kill(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.kill()
+
+
 def _last_words(log: Path) -> str:
     """The last error that a process printed, or else its last line."""
     lines = log.read_text(errors="replace").strip().splitlines() or ["it was killed without a word"]
@@ -105,7 +110,7 @@ def _start(trial: Trial, run_id: str, folder: Path, stack: ExitStack) -> list[su
         processes.append(process)
         stack.callback(process.wait)
         stack.callback(process.kill)
-    deadline = threading.Timer(SECONDS, lambda: [process.kill() for process in processes])
+    deadline = threading.Timer(SECONDS, _kill, [processes])
     deadline.start()
     stack.callback(deadline.cancel)
     return processes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rlhf_npu.data.prompts import PromptSample
+from rlhf_npu.data.sample import PromptSample
+from rlhf_npu.rewards.contract import UngradableError, shown
 
 _END = None
 
@@ -21,3 +22,13 @@ def score(response: str, finished: bool, sample: PromptSample) -> float:
             break
         right += 1
     return right / len(expected)
+
+
+def check_sample(sample: PromptSample) -> None:
+    """Refuse a record whose ground truth is no text.
+
+    Raises:
+        UngradableError: says what it is.
+    """
+    if not isinstance(sample.ground_truth, str):
+        raise UngradableError(f"the ground truth {shown(sample.ground_truth)} is no string of digits")

@@ -1,35 +1,63 @@
 """A child process that compares answers with math-verify: a JSON object a line in, one a line out.
 
-First it writes an empty object: it is ready. In: `ground_truth` and `response`. Out: `right`, or `error`
-where the ground truth cannot be parsed.
+First it writes an empty object: it is ready. In: `ground_truth` and, unless only that is to be parsed, `response`.
+Out: `right`, or `error` where the ground truth cannot be parsed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import resource
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from math_verify import parse, verify
 
 SECONDS = 5
 MEMORY_BYTES = 4 << 30
+_DOLLAR_PAIR = re.compile(r"(?<!\\)\$.+?(?<!\\)\$", re.DOTALL)
+_CURRENCY = re.compile(r"\\\$|[€£¥]|\\(?:pounds|euro)\b")
+_SPACE = r"(?:\s|\\[ ,;:!])*"
+_PERCENT = re.compile(rf"{_SPACE}\\?%")
+_NUMBER_PERCENT = re.compile(rf"(-?(?:\d[\d,]*)?\.?\d+){_SPACE}\\?%")
 
 
-def reply(ground_truth: str, response: str) -> dict[str, object]:
+def reply(ground_truth: str, response: str | None) -> dict[str, object]:
     """The answer to one line."""
-    expected = parse(as_latex(ground_truth), parsing_timeout=SECONDS)
+    expected = [meaning for text in meanings(without_currency(ground_truth)) if (meaning := _parse(as_latex(text)))]
     if not expected:
         return {"error": f"the ground truth {ground_truth!r} is no mathematical expression"}
-    given = parse(response, parsing_timeout=SECONDS)
-    return {"right": verify(expected, given, timeout_seconds=SECONDS)}
+    if response is None:
+        return {"right": True}
+    given = (_parse(text) for text in meanings(_CURRENCY.sub("", response)))
+    return {"right": any(verify(want, got, timeout_seconds=SECONDS) for got in given for want in expected)}
+
+
+def meanings(text: str) -> Iterator[str]:
+    """The text itself and, where it has percents, without their signs and as fractions: 50% is 50, and a half."""
+    yield text
+    if "%" in text:
+        yield _PERCENT.sub("", text)
+        yield _NUMBER_PERCENT.sub(r"\1/100", text)
+
+
+def without_currency(text: str) -> str:
+    r"""A ground truth without `\$` and the like; a dollar sign that opens no LaTeX is one of them."""
+    text = _CURRENCY.sub("", text)
+    return text if _DOLLAR_PAIR.search(text) else text.replace("$", "")
 
 
 def as_latex(ground_truth: str) -> str:
     """The ground truth where math-verify looks for an answer first; left alone if it is marked already."""
     marked = "$" in ground_truth or "\\boxed" in ground_truth
     return ground_truth if marked else f"\\boxed{{{ground_truth}}}"
+
+
+def _parse(text: str) -> Any:
+    return parse(text, parsing_timeout=SECONDS)
 
 
 def main() -> None:
@@ -39,7 +67,7 @@ def main() -> None:
     print("{}", flush=True)
     for line in sys.stdin:
         question = json.loads(line)
-        print(json.dumps(reply(question["ground_truth"], question["response"])), flush=True)
+        print(json.dumps(reply(question["ground_truth"], question.get("response"))), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,29 +4,54 @@ from __future__ import annotations
 
 import atexit
 import json
+import re
 import select
 import subprocess
 import sys
 import threading
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rlhf_npu.data.prompts import PromptSample
+from rlhf_npu.data.sample import PromptSample
+from rlhf_npu.rewards.contract import UngradableError, shown
 
 _SECONDS = 30.0
 _START_SECONDS = 120.0
+_NUMBER = re.compile(r"-?\d{1,30}(\.\d{1,30})?")  # what needs no asking
 
 
 def score(response: str, finished: bool, sample: PromptSample) -> float:  # noqa: ARG001
     r"""1 if math-verify finds the response's answer equal to the ground truth, else 0.
 
-    The answer may be in `\boxed{}`, LaTeX or plain text. One that takes too long to compare is wrong.
+    The answer may be in `\boxed{}`, LaTeX or plain text. One that takes too long to compare is wrong. Signs of
+    currencies count for nothing; a percentage equals the number before its sign as well as a hundredth of that.
 
     Raises:
-        ValueError: the ground truth is no mathematical expression.
+        UngradableError: the ground truth is no mathematical expression.
     """
-    return float(_grader().is_right(str(sample.ground_truth), response))
+    return float(_grader().is_right(_expression(sample), response))
+
+
+def check_sample(sample: PromptSample) -> None:
+    """Refuse a record whose ground truth math-verify cannot read.
+
+    Raises:
+        UngradableError: says what it is.
+    """
+    expression = _expression(sample)
+    if not _NUMBER.fullmatch(expression):
+        _check_expression(expression)
+
+
+def _expression(sample: PromptSample) -> str:
+    truth = sample.ground_truth
+    if isinstance(truth, bool) or not isinstance(truth, str | int | float | Decimal):
+        raise UngradableError(
+            f"the ground truth {shown(truth)} is no mathematical expression; it must be text or a number"
+        )
+    return str(truth)
 
 
 class MathGrader:
@@ -45,14 +70,19 @@ class MathGrader:
         """Whether the response answers as the ground truth does; False where that takes over `seconds`.
 
         Raises:
-            ValueError: the ground truth is no mathematical expression.
+            UngradableError: the ground truth is no mathematical expression.
             RuntimeError: the child process does not start.
         """
-        with self._lock:
-            reply = self._ask({"ground_truth": ground_truth, "response": response})
-        if "error" in reply:
-            raise ValueError(reply["error"])
-        return bool(reply["right"])
+        return self._answer({"ground_truth": ground_truth, "response": response})
+
+    def can_read(self, ground_truth: str) -> bool:
+        """True where the ground truth is a mathematical expression; False where that takes over `seconds`.
+
+        Raises:
+            UngradableError: it is none.
+            RuntimeError: the child process does not start.
+        """
+        return self._answer({"ground_truth": ground_truth})
 
     def close(self) -> None:
         """End the child process."""
@@ -61,14 +91,24 @@ class MathGrader:
             self._process.communicate()
             self._process = None
 
+    def _answer(self, question: dict[str, str]) -> bool:
+        with self._lock:
+            reply = self._ask(question)
+        if "error" in reply:
+            raise UngradableError(reply["error"])
+        return bool(reply["right"])
+
     def _ask(self, question: dict[str, str]) -> dict[str, Any]:
         if self._process is not None and self._process.poll() is not None:
             self.close()
         process = self._process or self._start()
         assert process.stdin is not None
-        process.stdin.write(json.dumps(question) + "\n")
-        process.stdin.flush()
-        line = _read_line(process, self._seconds)
+        try:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            line = _read_line(process, self._seconds)
+        except BrokenPipeError:  # it has died just now
+            line = ""
         if not line:
             self.close()
             return {"right": False}
@@ -78,7 +118,13 @@ class MathGrader:
     def _start(self) -> subprocess.Popen[str]:
         # -P: the child must find the package math_verify, not this file of the same name beside it.
         command = [sys.executable, "-P", str(Path(__file__).with_name("math_grader.py"))]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            process_group=0,  # Ctrl-C is for its parent, and would make it print a traceback
+        )
         if not _read_line(self._process, _START_SECONDS):
             self.close()
             raise RuntimeError(f"{' '.join(command)} did not start; its own message is on stderr")
@@ -97,3 +143,9 @@ def _grader() -> MathGrader:
     grader = MathGrader()
     atexit.register(grader.close)
     return grader
+
+
+@cache
+def _check_expression(expression: str) -> None:
+    if not _grader().can_read(expression):
+        raise UngradableError(f"the ground truth {shown(expression)} is too much for math-verify to read")

@@ -21,11 +21,11 @@ from rlhf_npu.data.prompts import PromptDataset, PromptSample, load_prompts
 from rlhf_npu.engines.models import check_model, load_tokenizer
 from rlhf_npu.errors import DeviceError
 from rlhf_npu.platform import PLATFORMS, Platform, detect_platform
-from rlhf_npu.rewards import load_reward
 from rlhf_npu.trainer.function_check import FunctionCheck
 from rlhf_npu.trainer.learning_curve import draw_learning_curve
 from rlhf_npu.trainer.output import OutputFolder
 from rlhf_npu.trainer.ppo import PPOTrainer
+from rlhf_npu.trainer.start_checks import check_data_and_reward
 from rlhf_npu.trainer.terminal import Terminal
 from rlhf_npu.trainer.trackers import Trackers
 from rlhf_npu.workers.worker_group import WorkerGroup
@@ -44,13 +44,13 @@ def train_ppo(config: PPOConfig) -> None:
     check_devices(config, platform)
     local = with_local_paths(config)
     prompts, held_out = load_data(local)
-    load_reward(local.reward)
     loader = PromptLoader(prompts, config.data.train_batch_size, config.data.shuffle, config.data.seed)
     total_steps = config.trainer.total_training_steps or config.trainer.total_epochs * len(loader)
 
     terminal = Terminal(total_steps)
     terminal.console.print(BatchMath.from_config(config).table())
     terminal.console.print(f"{describe(prompts, 'training')}; {describe(held_out, 'held-out')}")
+    check_data_and_reward(local, [prompts, held_out], terminal)
     output = OutputFolder(config.trainer.default_local_dir)
     output.create(config)
     with interruptible(terminal, output):

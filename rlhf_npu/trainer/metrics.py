@@ -14,6 +14,10 @@ from rlhf_npu.workers.hybrid_worker import Samples
 
 Metrics = dict[str, float]
 
+# TRL's name: the fraction of prompts whose responses all got the same reward.
+ZERO_STD = "critic/frac_reward_zero_std"
+UNGRADABLE = "reward/ungradable"
+
 
 class StepClock:
     """Wall-clock seconds of named parts of a step."""
@@ -62,6 +66,19 @@ def sample_metrics(samples: Sequence[Samples], data: DataConfig) -> Metrics:
         "prompt_length/clip_ratio": fmean(length == data.max_prompt_length for length in prompts),
         "perf/total_num_tokens": float(sum(responses) + sum(prompts)),
     }
+
+
+def reward_metrics(samples: Sequence[Samples], n: int) -> Metrics:
+    """What the rewards of a step can teach; each prompt has `n` responses, one after the other.
+
+    `critic/frac_reward_zero_std`, where n > 1: the fraction of prompts whose responses all got the same reward.
+    `reward/ungradable`: the fraction of responses whose record cannot be graded.
+    """
+    metrics = {UNGRADABLE: fmean(bad for shard in samples for bad in shard.ungradable)}
+    if n > 1:
+        groups = [shard.scores[first : first + n] for shard in samples for first in range(0, len(shard.scores), n)]
+        metrics[ZERO_STD] = fmean(min(group) == max(group) for group in groups)
+    return metrics
 
 
 def throughput_metrics(step: Metrics, memory: Sequence[Metrics]) -> Metrics:

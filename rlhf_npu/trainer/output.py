@@ -22,6 +22,11 @@ class OutputFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def rollouts(self) -> Path:
+        """Training prompts, responses and scores: a file a step and rank."""
+        return self.path / "rollouts"
+
+    @property
     def learning_curve(self) -> Path:
         """The picture of held-out and training reward."""
         return self.path / "learning_curve.png"

@@ -13,6 +13,7 @@ from rlhf_npu.trainer.function_check import FunctionCheck
 from rlhf_npu.trainer.metrics import (
     Metrics,
     StepClock,
+    reward_metrics,
     sample_metrics,
     switch_metrics,
     throughput_metrics,
@@ -91,6 +92,7 @@ class PPOTrainer:
             sequences = len(prompts) * self._config.actor_rollout_ref.rollout.n
             self._kl_controller.update(metrics["actor/reward_kl_penalty"], sequences)
         metrics |= clock.metrics() | sample_metrics(samples, self._config.data)
+        metrics |= reward_metrics(samples, self._config.actor_rollout_ref.rollout.n)
         return metrics | throughput_metrics(metrics, self._workers.call("memory"))
 
     def _validate(self, step: int) -> Metrics:

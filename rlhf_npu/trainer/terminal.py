@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from rlhf_npu.trainer.metrics import Metrics
 
@@ -68,19 +69,15 @@ class Terminal:
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
         """Say what takes long now, with a spinner where there is a terminal."""
-        self.console.print(f"[dim]{what} ...[/dim]")
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        self.console.print(f"{what} ...", style="dim", markup=False, soft_wrap=True)
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
             bar.add_task(what, total=None)
             yield
 
     def say(self, line: str) -> None:
         """Print a line that is not a step's."""
-        self.console.print(f"[dim]{escape(line)}[/dim]", soft_wrap=True)
-
-    def warn(self, line: str) -> None:
-        """Print what a person should look at."""
-        self.console.print(f"[bold yellow]warning:[/bold yellow] {escape(line)}", soft_wrap=True)
+        self.console.print(Text(line, "dim"), soft_wrap=True)
 
     def log(self, metrics: Metrics, step: int) -> None:
         """Print one line and move the progress bar."""
@@ -88,8 +85,14 @@ class Terminal:
             self._progress.start()
             self._progress.update(self._task, completed=step)
         shown = [f"{label} {pattern.format(metrics[name])}" for label, name, pattern in LINE if name in metrics]
-        held_out = [f"[bold]{name} {metrics[name]:.3f}[/bold]" for name in metrics if name.startswith(VALIDATION)]
+        held_out = [
+            f"[bold]{escape(name)} {metrics[name]:.3f}[/bold]" for name in metrics if name.startswith(VALIDATION)
+        ]
         self.console.print(f"step {step}/{self._total_steps}  " + "  ".join(shown + held_out), soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """Print what a person should look at."""
+        self.console.print(Text.assemble(("warning: ", "bold yellow"), message), soft_wrap=True)
 
     def close(self) -> None:
         """Take the progress bar away."""
@@ -113,8 +116,10 @@ class Terminal:
         """Print the table of times, how the rewards moved, and where the results lie."""
         self.console.print(self.time_table(history))
         for name, values in _curves(history).items():
-            self.console.print(f"{name}: {values[0]:.3f} -> {values[-1]:.3f} (best {max(values):.3f})")
-        self.console.print(f"{self._total_steps} steps in {seconds:.0f} s; results in {output}", soft_wrap=True)
+            self.console.print(f"{name}: {values[0]:.3f} -> {values[-1]:.3f} (best {max(values):.3f})", markup=False)
+        self.console.print(
+            f"{self._total_steps} steps in {seconds:.0f} s; results in {output}", soft_wrap=True, markup=False
+        )
 
 
 def _seconds(metrics: Metrics, parts: Sequence[str]) -> float:

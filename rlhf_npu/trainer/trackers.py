@@ -9,8 +9,11 @@ from typing import Any, Protocol
 
 from rlhf_npu.config import PPOConfig
 from rlhf_npu.trainer.metrics import Metrics
+from rlhf_npu.trainer.mismatch_watch import MismatchWatch
 from rlhf_npu.trainer.output import OutputFolder
+from rlhf_npu.trainer.reward_signal import RewardSignal, Ungradable
 from rlhf_npu.trainer.terminal import Terminal
+from rlhf_npu.trainer.watch import Watch, Watcher
 
 
 class Tracker(Protocol):
@@ -91,6 +94,13 @@ class Trackers:
         }
         self.history: list[tuple[int, Metrics]] = []
         self._trackers = [makers[name]() for name in config.trainer.logger]
+        relative = config.algorithm.adv_estimator == "grpo"
+        watchers: list[Watcher] = [
+            RewardSignal(relative, output.rollouts),
+            Ungradable(output.rollouts),
+            MismatchWatch(),
+        ]
+        self._trackers.append(Watch(terminal, watchers))
 
     def __enter__(self) -> Trackers:
         return self

@@ -44,6 +44,7 @@ class Samples:
     prompt_lengths: list[int]
     response_lengths: list[int]
     finished: list[bool]
+    ungradable: list[bool]
 
 
 class HybridWorker:
@@ -205,4 +206,5 @@ class HybridWorker:
             prompt_lengths=[len(prompt.prompt_ids) for prompt in self._prompts for _ in range(n)],
             response_lengths=[len(choice.token_ids) for choice in choices],
             finished=[choice.finished for choice in choices],
+            ungradable=[response.ungradable is not None for response in responses],
         )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_npu.data.prompts import PromptSample
+from rlhf_npu.data.sample import PromptSample
+from rlhf_npu.data.values import json_form
 from rlhf_npu.engines.rollout import Completion
+from rlhf_npu.errors import WorkerError
 from rlhf_npu.rewards import RewardFunction
 
 
@@ -26,6 +28,8 @@ class ScoredResponse:
     ground_truth: Any
     score: float
     finished: bool
+    reward_extra_info: dict[str, Any]
+    ungradable: str | None
 
 
 class Scorer:
@@ -51,21 +55,31 @@ class Scorer:
         for prompt, choices in zip(prompts, completions, strict=True):
             for choice in choices:
                 text = self._tokenizer.decode(choice.token_ids, skip_special_tokens=True)
-                score = self._reward(text, choice.finished, prompt)
+                graded = self._reward.grade(text, choice.finished, prompt)
                 yield ScoredResponse(
                     step,
                     prompt.data_source,
                     prompt.prompt_text,
                     text,
                     prompt.ground_truth,
-                    score,
+                    graded.score,
                     choice.finished,
+                    graded.extra_info,
+                    graded.ungradable,
                 )
 
 
 def write_responses(responses: Sequence[ScoredResponse], path: Path) -> None:
-    """Write JSON lines; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write JSON lines; the file appears whole or not at all. What JSON lacks is written as `json_form` has it.
+
+    Raises:
+        WorkerError: the file system refuses; names the file.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(asdict(response), ensure_ascii=False) + "\n" for response in responses))
-    partial.rename(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(json.dumps(json_form(vars(line)), ensure_ascii=False) + "\n" for line in responses)
+        partial.rename(path)
+    except OSError as error:
+        raise WorkerError(f"cannot write {path}: {error.strerror or error}") from error

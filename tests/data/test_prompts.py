@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
+import pickle
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -8,11 +11,12 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhf_npu.config import DataConfig
 from rlhf_npu.data.digits import build_tokenizer
-from rlhf_npu.data.prompts import PromptDataset, load_prompts
+from rlhf_npu.data.prompts import PromptDataset, PromptSample, load_prompts
+from rlhf_npu.data.values import json_form
 from rlhf_npu.errors import DataError
 
 TEMPLATE = (
@@ -48,6 +52,10 @@ def record(prompt: Any = "1,2", **changes: Any) -> dict[str, Any]:
 def write_lines(path: Path, *records: Any) -> str:
     path.write_text("".join(json.dumps(item) + "\n" for item in records))
     return str(path)
+
+
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else 0
 
 
 def load(tokenizer: PreTrainedTokenizerBase, *files: str, **changes: Any) -> PromptDataset:
@@ -237,3 +245,135 @@ def test_an_overlong_prompt_where_none_is_allowed(tmp_path: Path, tokenizer: Pre
     path = write_lines(tmp_path / "a.jsonl", record("1"), record("12345"))
     message = f"{path}:2: 6 tokens, more than data.max_prompt_length=4; raise it"
     refuses(tokenizer, message, path, max_prompt_length=4, filter_overlong_prompts=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "  \n"}, r"the prompt '  \n' has no tokens other than white space"),
+        ({"prompt": "1\ud800"}, r"'prompt' has '\ud800' at character 1, half of a surrogate pair; remove it"),
+        ({"data_source": ""}, "'data_source' is ''; it must be a name of printable characters, such as gsm8k"),
+        ({"data_source": "a\nb"}, r"'data_source' is 'a\nb'; it must be a name"),
+        ({"data_source": "\ud800"}, r"'data_source' is '\ud800'; it must be a name"),
+        ({"data_source": ["a"]}, "'data_source' is ['a']; it must be a name"),
+        ({"data_source": True}, "'data_source' is True; it must be a name"),
+        ({"reward_model": {"ground_truth": math.nan}}, "'reward_model.ground_truth' is nan; no answer equals it"),
+        ({"reward_model": {"ground_truth": math.inf}}, "'reward_model.ground_truth' is inf; no answer equals it"),
+        ({"reward_model": {"ground_truth": "\ud800"}}, r"'reward_model.ground_truth' has '\ud800' at character 0"),
+        ({"reward_model": "3"}, "no 'reward_model.ground_truth'"),
+        ({"extra_info": {"deep": nested(90)}}, "'extra_info' is nested"),
+    ],
+)
+def test_a_record_with_a_value_that_cannot_be_used(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, changes: dict[str, Any], message: str
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", record(), record(**changes))
+    refuses(tokenizer, f"{path}:2: {message}", path)
+
+
+def test_values_that_are_odd_but_usable(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    odd = record(data_source=7, extra_info={"half": "\ud800", "nan": math.nan})
+    first, second = load(tokenizer, write_lines(tmp_path / "a.jsonl", record(data_source="openai/gsm8k"), odd))
+    assert (first.data_source, second.data_source) == ("openai/gsm8k", "7")
+    assert second.extra_info["half"] == "\ud800"
+
+
+def test_samples_know_where_they_stand(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = write_lines(tmp_path / "a.jsonl", record("1"), record("12345"), record("2"))
+    assert [prompt.location for prompt in load(tokenizer, path, max_prompt_length=4)] == [f"{path}:1", f"{path}:3"]
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    first = write_lines(tmp_path / "a.jsonl", record(), record(data_source=...), 7)
+    (tmp_path / "a.jsonl").open("a").write("{\n")
+    overlong = write_lines(tmp_path / "b.jsonl", record("1234567"))
+    empty, missing = write_lines(tmp_path / "c.jsonl"), str(tmp_path / "none.parquet")
+    with pytest.raises(DataError) as caught:
+        load(tokenizer, first, overlong, empty, missing, max_prompt_length=4, filter_overlong_prompts=False)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "the data has 6 problems:"
+    starts = [f"{first}:2: ", f"{first}:3: ", f"{first}:4: ", f"{empty}: no prompts", f"{missing}: ", f"{overlong}:1: "]
+    assert all(line.startswith(f"  {start}") for line, start in zip(lines[1:], starts, strict=True)), lines
+
+
+def test_a_list_of_problems_ends_somewhere(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = write_lines(tmp_path / "a.jsonl", *[record(data_source=...)] * 25)
+    with pytest.raises(DataError) as caught:
+        load(tokenizer, path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "the data has 25 problems:"
+    assert len(lines) == 12
+    assert lines[-1] == "  and 15 more"
+
+
+class Panic(BaseException):
+    """What Rust's panics are to Python: no Exception."""
+
+
+@pytest.mark.parametrize(
+    "error", [Panic("index out of bounds"), OverflowError("no such id"), RecursionError("deep"), SystemExit("no")]
+)
+def test_what_a_tokenizer_raises_names_the_row(tmp_path: Path, error: BaseException) -> None:
+    class Fragile(PreTrainedTokenizerFast):
+        def __call__(self, text: Any, *args: Any, **kwargs: Any) -> Any:
+            if any("9" in item for item in text):
+                raise error
+            return super().__call__(text, *args, **kwargs)
+
+    fragile = Fragile(tokenizer_object=build_tokenizer().backend_tokenizer)
+    path = write_lines(tmp_path / "a.jsonl", *(record(prompt) for prompt in ("1", "2", "39", "4", "9", "5")))
+    with pytest.raises(DataError) as caught:
+        load(fragile, path)
+    assert str(caught.value).splitlines()[1:] == [
+        f"  {path}:3: the tokenizer fails on '39': {error}",
+        f"  {path}:5: the tokenizer fails on '9': {error}",
+    ]
+
+
+def test_ctrl_c_in_a_tokenizer_is_ctrl_c(tmp_path: Path) -> None:
+    class Interrupted(PreTrainedTokenizerFast):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(
+            Interrupted(tokenizer_object=build_tokenizer().backend_tokenizer),
+            write_lines(tmp_path / "a.jsonl", record()),
+        )
+
+
+ODD: tuple[Any, ...] = (
+    *(None, True, 0, -1, 1.5, math.nan, 10**400, "", " ", "1,2", "\ud800", "\x00", "x" * 5000, [], {}, [None], [[]]),
+    *([{}], {"ground_truth": None}, {"ground_truth": "3"}, [{"role": "user", "content": "1"}], [{"role": "user"}]),
+    *([{"role": 1, "content": []}], [{"role": "tool", "content": [{"type": "text", "text": "1"}, None]}]),
+    *([{"role": "assistant", "content": None, "tool_calls": [{}]}], nested(80)),
+)
+
+
+def loaded_or_refused(tokenizer: PreTrainedTokenizerBase, path: str) -> tuple[PromptSample | None, str]:
+    try:
+        return load(tokenizer, path, max_prompt_length=9999)[0], ""
+    except DataError as error:
+        return None, str(error)
+
+
+def test_generated_records_are_loaded_or_refused_with_their_row(
+    tmp_path: Path, chat_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    generator = random.Random(0)
+    loaded = 0
+    for number in range(300):
+        chosen = {key: generator.choice(ODD) for key in record() if generator.random() < 0.4}
+        item: Any = record(**chosen) if number % 10 else generator.choice(ODD)
+        path = tmp_path / "a.jsonl"
+        text = json.dumps(item, ensure_ascii=number % 2 == 0) + "\n"
+        path.write_bytes(text.encode(errors="surrogatepass"))
+        prompt, refusal = loaded_or_refused(chat_tokenizer, str(path))
+        if prompt is None:
+            assert refusal.startswith(f"{path}:1: "), item
+            assert "\n" not in refusal
+            continue
+        loaded += 1
+        assert pickle.loads(pickle.dumps(prompt)).prompt_ids
+        json.dumps(json_form(prompt.ground_truth), allow_nan=False)
+    assert 30 < loaded < 270

@@ -6,14 +6,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from rlhf_npu.config import RewardConfig
-from rlhf_npu.errors import RewardError
-from rlhf_npu.rewards import load_reward
-from rlhf_npu.rewards.math_verify import MathGrader, score
+from rlhf_npu.rewards import UngradableError, load_reward
+from rlhf_npu.rewards.math_verify import MathGrader, check_sample, score
 from tests.rewards.samples import sample
 
 ORPHAN = """
@@ -23,6 +23,21 @@ grader = MathGrader()
 grader.is_right("5", "5")
 print(grader._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+# Ctrl-C reaches the whole process group.
+INTERRUPTED = """
+import os, signal, time
+from rlhf_npu.rewards.math_verify import MathGrader
+grader = MathGrader()
+grader.is_right("5", "5")
+try:
+    os.killpg(0, signal.SIGINT)
+    time.sleep(20)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    print("interrupted")
 """
 
 
@@ -82,6 +97,13 @@ def test_a_dead_child_is_replaced(impatient: MathGrader) -> None:
     assert impatient.is_right("5", "it is 5")
 
 
+def test_ctrl_c_prints_nothing_of_the_child() -> None:
+    parent = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, start_new_session=True, check=False
+    )
+    assert (parent.stdout, parent.stderr) == ("interrupted\n", "")
+
+
 def test_a_child_that_does_not_start_is_an_error(impatient: MathGrader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(RuntimeError, match="did not start"):
@@ -98,7 +120,42 @@ def test_the_child_ends_with_its_parent() -> None:
     assert not child.exists()
 
 
-def test_a_ground_truth_that_is_no_mathematics() -> None:
-    reward = load_reward(RewardConfig("math_verify"))
-    with pytest.raises(RewardError, match=r"prompt 4 of data source 'gsm8k'.* the ground truth '' is no math"):
-        reward("5", True, sample("", "gsm8k", index=4))
+@pytest.mark.parametrize(
+    ("ground_truth", "response", "reward"),
+    [
+        (r"\$0.90", r"\boxed{0.90}", 1.0),
+        (r"\$0.90", r"It costs \$0.90.", 1.0),
+        (r"\$0.90", "It costs $0.90", 1.0),
+        (r"\$1,234.50", r"\boxed{\$1234.50}", 1.0),
+        ("$5", r"\boxed{5}", 1.0),
+        ("€5", r"\boxed{5€}", 1.0),
+        ("0.9", r"\boxed{\$0.90}", 1.0),
+        (r"\$0.90", r"\boxed{0.80}", 0.0),
+        ("50%", r"\boxed{50}", 1.0),
+        ("50", r"\boxed{50%}", 1.0),
+        (r"50\%", r"\boxed{50\,\%}", 1.0),
+        ("50%", r"\boxed{0.5}", 1.0),
+        ("0.5", r"\boxed{50\%}", 1.0),
+        (r"\frac{1}{2}", "it is 50 %", 1.0),
+        ("50%", r"\boxed{51\%}", 0.0),
+        ("50%", r"\boxed{5}", 0.0),
+        (Decimal("0.50"), r"\boxed{\frac{1}{2}}", 1.0),
+    ],
+)
+def test_prices_and_percentages(ground_truth: object, response: str, reward: float) -> None:
+    assert score(response, True, sample(ground_truth)) == reward
+
+
+@pytest.mark.parametrize("ground_truth", ["", "  ", None, True, ["72"], {"answer": 72}, b"72"])
+def test_a_ground_truth_that_is_no_mathematics(ground_truth: object) -> None:
+    with pytest.raises(UngradableError, match="is no mathematical expression"):
+        check_sample(sample(ground_truth))
+    graded = load_reward(RewardConfig("math_verify")).grade("5", True, sample(ground_truth))
+    assert graded.score == 0.0
+    assert graded.ungradable is not None
+    assert "is no mathematical expression" in graded.ungradable
+
+
+@pytest.mark.parametrize("ground_truth", ["72", 72, -0.5, r"\frac{1}{2}", r"\$0.90", "50%", "x = 5", "(1, 2)"])
+def test_a_ground_truth_that_can_be_graded(ground_truth: object) -> None:
+    check_sample(sample(ground_truth))

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 
 from rlhf_npu.config import RewardConfig
-from rlhf_npu.data.prompts import PromptSample
 from rlhf_npu.data.reasoning_gym import make_entries
-from rlhf_npu.errors import RewardError
-from rlhf_npu.rewards import load_reward
-from rlhf_npu.rewards.reasoning_gym import score
+from rlhf_npu.data.sample import PromptSample
+from rlhf_npu.rewards import UngradableError, load_reward
+from rlhf_npu.rewards.reasoning_gym import check_sample, score
 from tests.rewards.samples import sample
 
 
@@ -52,10 +51,21 @@ def test_the_tasks_own_answers_are_right(task: str) -> None:
     ("data_source", "extra_info", "message"),
     [
         ("chain_sum", {}, "no extra_info.entry"),
+        ("chain_sum", {"entry": "3 + 5"}, "no extra_info.entry"),
+        ("chain_sum", {"entry": {"question": "3 + 5"}}, "the verifier of 'chain_sum' fails .*KeyError: 'answer'"),
         ("gsm8k", {"entry": {}}, "reasoning-gym has no task 'gsm8k'"),
     ],
 )
 def test_a_record_of_another_origin(data_source: str, extra_info: dict[str, Any], message: str) -> None:
-    reward = load_reward(RewardConfig("reasoning_gym"))
-    with pytest.raises(RewardError, match=message):
-        reward("<answer>1</answer>", True, sample("1", data_source, extra_info))
+    with pytest.raises(UngradableError, match=message):
+        check_sample(sample("1", data_source, extra_info))
+
+
+def test_a_record_of_a_task() -> None:
+    check_sample(chain_sum(answer_tags=True))
+
+
+def test_a_response_to_a_record_of_another_origin_gets_nothing() -> None:
+    graded = load_reward(RewardConfig("reasoning_gym")).grade("<answer>1</answer>", True, sample("1", "chain_sum"))
+    assert graded.score == 0.0
+    assert "no extra_info.entry" in str(graded.ungradable)

@@ -202,18 +202,22 @@ def test_a_folder_that_holds_a_run_is_not_written_to(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+# It passes the trial before the start, and then exits in a worker.
 BROKEN_REWARD = """
+import sys
+
 def crash(response, finished, sample):
-    raise KeyError("answer")
+    return 1.0 if response in ("", sample.ground_truth) else sys.exit("no such answer")
 """
 
 
-def test_a_broken_reward_function_ends_the_run_and_says_why(tmp_path: Path) -> None:
+def test_a_reward_function_that_exits_at_some_response_ends_the_run_and_says_why(tmp_path: Path) -> None:
     (tmp_path / "rewards.py").write_text(BROKEN_REWARD)
     overrides = ("reward.function=rewards.py:crash", "trainer.val_before_train=false")
     result = run(tmp_path / "run", *overrides, cwd=tmp_path)
     assert result.returncode == 2
-    assert "KeyError" in result.stderr
+    assert "raised SystemExit: no such answer" in result.stderr
+    assert "on prompt " in result.stderr
     assert "digit_sequence" in result.stderr
     assert "Traceback" not in result.stderr
 

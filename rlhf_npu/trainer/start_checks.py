@@ -1,0 +1,102 @@
+"""What is tried with data and reward before Ray starts, so that a run of hours does not find it out at its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+
+from rlhf_npu.config import PPOConfig, RewardConfig
+from rlhf_npu.data.problems import DataProblems
+from rlhf_npu.data.sample import PromptSample
+from rlhf_npu.errors import ModelError, RewardError
+from rlhf_npu.rewards import BUILTIN_REWARDS, load_reward, load_sample_check, record_checks, trial
+from rlhf_npu.trainer.terminal import Terminal
+
+_TRIED_TASKS = 16
+
+
+def check_data_and_reward(config: PPOConfig, prompts: Sequence[Sequence[PromptSample]], terminal: Terminal) -> None:
+    """Check that the model knows all tokens of the prompts, and that the reward can grade their records.
+
+    A built-in reward reads the ground truths, as many as it can in a bounded time. A function of a user's scores two
+    responses to one prompt of each data source, in a process of its own and in a bounded time.
+
+    Args:
+        prompts: of each data set.
+
+    Raises:
+        DataError: names file and row of what is wrong.
+        RewardError: there is no such function, it cannot be called, or it failed.
+    """
+    _check_token_ids(chain.from_iterable(prompts), Path(config.actor_rollout_ref.model.path))
+    if config.reward.function in BUILTIN_REWARDS:
+        _check_records(config.reward, [*chain.from_iterable(prompts)], terminal)
+    else:
+        _try_function(config.reward, prompts, terminal)
+
+
+def _check_token_ids(samples: Iterable[PromptSample], model: Path) -> None:
+    """The tokenizer may know tokens for which the model has no embedding."""
+    size = _vocabulary_size(model)
+    problems = DataProblems()
+    for sample in samples:
+        if size is not None and max(sample.prompt_ids) >= size:
+            problems.add(
+                f"{sample.location}: the prompt has token {max(sample.prompt_ids)}, and the vocabulary of the model in "
+                f"{model} ends at {size - 1}; use the tokenizer that the model was trained with"
+            )
+    problems.check()
+
+
+def _vocabulary_size(model: Path) -> int | None:
+    """How many tokens the model has embeddings for; None where its configuration leaves that to a default."""
+    try:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{model / 'config.json'}: not readable JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{model / 'config.json'}: a {type(config).__name__}; it must be an object")
+    text = config.get("text_config")
+    size = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    return size if isinstance(size, int) else None
+
+
+def _check_records(config: RewardConfig, samples: list[PromptSample], terminal: Terminal) -> None:
+    load_reward(config)
+    check = load_sample_check(config)
+    what = f"checking {len(samples):,} ground truths for reward.function={config.function}"
+    with terminal.working(f"{what}, for {record_checks.SECONDS:g} s at most"):
+        try:
+            done = record_checks.check_records(check, samples, record_checks.SECONDS)
+        except RewardError:
+            raise
+        except RuntimeError as error:
+            raise RewardError(f"reward.function={config.function}: {error}") from error
+    terminal.console.print(str(done))
+    if done.checked < done.records:
+        terminal.warn(
+            "a response to a record that turns out to have no readable ground truth will get 0 and be counted"
+        )
+
+
+def _try_function(config: RewardConfig, prompts: Sequence[Sequence[PromptSample]], terminal: Terminal) -> None:
+    samples = _one_of_each_task(prompts)
+    what = f"trying reward.function={config.function} on {len(samples)} of the prompts"
+    with terminal.working(f"{what}, for {trial.SECONDS:g} s at most"):
+        result = trial.try_reward(config, samples, trial.SECONDS)
+    if result.warning:
+        terminal.warn(result.warning)
+    else:
+        each = result.seconds / result.answered
+        terminal.console.print(f"the reward function scored {result.answered} responses in {each:.3f} s each")
+
+
+def _one_of_each_task(prompts: Sequence[Sequence[PromptSample]]) -> list[PromptSample]:
+    """The first prompt of each data source of each data set, as many as are tried."""
+    first: dict[tuple[int, str], PromptSample] = {}
+    for number, samples in enumerate(prompts):
+        for sample in samples:
+            first.setdefault((number, sample.data_source), sample)
+    return list(first.values())[:_TRIED_TASKS]
