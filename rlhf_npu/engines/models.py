@@ -19,7 +19,7 @@ from transformers import (
 
 from rlhf_npu.config import ModelConfig
 from rlhf_npu.engines.attention import attention_implementation
-from rlhf_npu.engines.dropout import switch_off_noise
+from rlhf_npu.engines.dropout import noise_as_configured, switch_off_noise
 from rlhf_npu.errors import ModelError
 
 
@@ -95,7 +95,8 @@ def save_policy(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    policy.save_pretrained(partial, state_dict=weights)
+    with noise_as_configured(policy):
+        policy.save_pretrained(partial, state_dict=weights)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -37,13 +37,14 @@ class MismatchWatch:
         if self._warned:
             return []
         self._warned = True
-        return [
-            (
-                f"{WATCHED} jumped to {now:.1e} from {median(self._before):.1e}: trainer and rollout engine no longer "
-                "compute the same function, and the policy is trained on ratios that are wrong. Look at reshard/version, "
-                "rollout_corr/* and the workers' logs; scripts/preflight.py --model tries the model by itself"
-            )
-        ]
+        return [self._warning(now)]
+
+    def _warning(self, now: float) -> str:
+        return (
+            f"{WATCHED} jumped to {now:.1e} from {median(self._before):.1e}: trainer and rollout engine no longer "
+            "compute the same function, and the policy is trained on ratios that are wrong. Look at reshard/version, "
+            "rollout_corr/* and the workers' logs; scripts/preflight.py --model tries the model by itself"
+        )
 
     def _bound(self) -> float:
         return FLOOR + JUMP * median(self._before)
