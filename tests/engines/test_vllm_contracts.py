@@ -32,6 +32,7 @@ BOTH = (GPU, CPU)
 Wheels = dict[str, Sources]
 
 ENGINE, CONFIG, WORKERS, LAYERS = "vllm/v1/engine", "vllm/config", "vllm/v1/worker", "vllm/model_executor/layers"
+LOADER = "vllm/model_executor/model_loader"
 EXECUTORS, BACKENDS = "vllm/v1/executor", "vllm/device_allocator/sleep_mode_backend.py"
 SAMPLING = f"{WORKERS}/gpu/sample/states.py"
 OF_A_RUNNER = ("model", "kv_caches", "compilation_config")
@@ -98,7 +99,20 @@ USES: list[tuple[tuple[str, ...], str, list[str]]] = [
     (BOTH, "vllm/distributed/parallel_state.py", ["get_tp_group()", "GroupCoordinator.rank_in_group"]),
     (BOTH, "vllm/distributed/parallel_state.py", ["GroupCoordinator.world_size", "GroupCoordinator.cpu_group"]),
     (BOTH, f"{LAYERS}/linear.py", [f"QKVParallelLinear.{name}" for name in ("num_heads", "head_size")]),
-    (BOTH, f"{LAYERS}/linear.py", ["QKVParallelLinear.num_kv_head_replicas"]),
+    (BOTH, f"{LAYERS}/linear.py", ["QKVParallelLinear.num_kv_head_replicas", "ColumnParallelLinear.tp_size"]),
+    (BOTH, "vllm/entrypoints/llm.py", ["LLM.reset_prefix_cache(self)", "LLM.chat(self, messages)"]),
+    (
+        BOTH,
+        f"{ENGINE}/llm_engine.py",
+        ["LLMEngine.vllm_config", "LLMEngine.model_config", "LLMEngine.is_sleeping(self)"],
+    ),
+    # New weights into layers that vLLM transformed.
+    (BOTH, f"{LOADER}/reload/layerwise.py", ["initialize_layerwise_reload(layer)"]),
+    (BOTH, f"{LOADER}/reload/layerwise.py", ["finalize_layerwise_processing(layer, model_config)"]),
+    (BOTH, f"{LAYERS}/attention/attention.py", ["Attention.process_weights_after_loading(self, dtype)"]),
+    (BOTH, f"{LAYERS}/attention/attention.py", ["Attention.get_attn_backend(self)", "Attention.impl"]),
+    (BOTH, f"{LAYERS}/attention/mla_attention.py", ["MLAAttention.process_weights_after_loading(self, dtype)"]),
+    (BOTH, f"{LAYERS}/attention/mla_attention.py", ["MLAAttention.get_attn_backend(self)", "MLAAttention.kv_b_proj"]),
 ]
 
 # What vLLM and vllm-ascend do, on which rlhf_npu relies: within a definition, the statements and expressions.
@@ -165,6 +179,18 @@ CODE: list[tuple[tuple[str, ...], str, str, list[str]]] = [
     ((NPU,), CAMEM, "CaMemAllocator.get_instance", ["return CaMemAllocator.instance"]),
     ((NPU,), ASCEND_CONFIG, "AscendConfig", ["'VLLM_ASCEND_ENABLE_NZ'", "'weight_nz_mode'"]),
     ((NPU,), "vllm_ascend/envs.py", "env_variables", ["'VLLM_ASCEND_ENABLE_NZ'"]),
+    # Where new weights, and classes that vLLM decorates, are caught.
+    (
+        BOTH,
+        f"{LOADER}/base_loader.py",
+        "BaseModelLoader",
+        [
+            "initialize_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)",
+            "process_weights_after_loading(model, model_config, target_device)",
+        ],
+    ),
+    (BOTH, f"{LOADER}/utils.py", "initialize_model", ["record_metadata_for_reloading(model)"]),
+    (BOTH, "vllm/model_executor/models/transformers/base.py", "Base", ["AutoModel.from_config"]),
     # The rollout's words.
     (BOTH, f"{EXECUTORS}/abstract.py", "Executor", ["distributed_executor_backend == 'external_launcher'"]),
     (BOTH, f"{CONFIG}/model.py", "LogprobsMode", ["'processed_logprobs'"]),

@@ -18,6 +18,7 @@ from rlhf_npu.preflight.device import granularity_check
 from rlhf_npu.preflight.host import available_check, container_check, huge_pages_check
 from rlhf_npu.preflight.report import Check, Status
 from rlhf_npu.preflight.self_test import SelfTest
+from rlhf_npu.preflight.tiny_models import FAMILIES
 from rlhf_npu.preflight.versions import installed_version, pinned_versions
 
 PROJECT = Path(__file__).parents[2]
@@ -204,3 +205,28 @@ def test_versions_of_an_npus_driver_and_firmware_come_from_its_installation(tmp_
 def test_limits(check: Check, status: Status) -> None:
     assert check.status is status
     assert (check.advice == "") is (status is Status.OK)
+
+
+def test_a_model_that_both_engines_compute_alike_passes(tmp_path: Path) -> None:
+    folder = FAMILIES["Gemma 2"].save(tmp_path / "model")
+    status, checks = reported(tmp_path, "--device", "cpu", "--model", str(folder), "--dtype", "float32")
+    assert status == 0
+    names = ["same scores, as loaded", "same scores, new weights", "the same, weights dropped"]
+    assert [checks[name]["status"] for name in names] == ["ok"] * 3
+    assert all(0 < checks[name]["measured"]["mean_nats"] < 1e-4 for name in names)
+
+
+def test_a_model_that_the_trainer_would_compute_otherwise_fails(tmp_path: Path) -> None:
+    folder = FAMILIES["Gemma 2"].save(tmp_path / "model")
+    status, checks = reported(tmp_path, "--device", "cpu", "--model", str(folder), "--attn-implementation", "sdpa")
+    assert status == 1
+    check = checks["same scores, as loaded"]
+    assert check["status"] == "failed"
+    assert "attention: sdpa and CPU_ATTN" in check["value"]
+    assert "do not train this model" in check["advice"]
+
+
+def test_a_folder_that_is_no_model_is_refused_at_once(tmp_path: Path) -> None:
+    done = preflight("--model", str(tmp_path))
+    assert done.returncode == 2
+    assert "has no config.json" in done.stderr

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_npu import main_ppo
+from rlhf_npu.preflight.tiny_models import FAMILIES
 from tests.ranks import run_ranks
 
 SMALL = (
@@ -115,6 +116,8 @@ def test_twenty_cycles_of_ppo(tmp_path: Path) -> None:
     resident = [step["memory_awake/resident_gb"] for step in trained]
     assert resident[-1] < 1.02 * resident[2], f"resident memory grows: {resident}"
     _check_output_folder(output)
+    assert "trainer and rollout engine compute the same function as loaded" in result.stdout
+    assert "the same function after the reshard of step 1" in result.stdout
     assert "Where the time went" in result.stdout
     assert "step 20/20" in result.stdout
     assert_nothing_left_in_shared_memory(before)
@@ -220,6 +223,33 @@ def test_a_reward_function_that_exits_at_some_response_ends_the_run_and_says_why
     assert "on prompt " in result.stderr
     assert "digit_sequence" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def _gemma(tmp_path: Path) -> tuple[str, ...]:
+    """A run of a model that caps its attention scores, with attention that does not."""
+    folder = FAMILIES["Gemma 2"].save(tmp_path / "model")
+    return (
+        f"actor_rollout_ref.model.path={folder}",
+        "actor_rollout_ref.model.attn_implementation=sdpa",
+        "algorithm.adv_estimator=grpo",
+        "trainer.total_training_steps=1",
+        "trainer.n_devices_per_node=1",
+        "trainer.val_before_train=false",
+        "data.val_files=[]",
+    )
+
+
+@pytest.mark.parametrize("choice", ["error", "warn"])
+def test_engines_that_compute_different_functions_end_the_run_before_it_trains(tmp_path: Path, choice: str) -> None:
+    result = run(tmp_path / "run", *_gemma(tmp_path), f"trainer.on_engine_mismatch={choice}")
+    said = result.stderr if choice == "error" else result.stdout
+    assert result.returncode == (2 if choice == "error" else 0), result.stdout + result.stderr
+    assert "trainer and rollout engine compute different functions as loaded" in said
+    assert "The trainer's attention is sdpa, the rollout engine's CPU_ATTN" in said
+    assert "set actor_rollout_ref.model.attn_implementation=eager" in said
+    assert "Traceback" not in result.stderr
+    steps = metrics_of(tmp_path / "run")
+    assert [step["step"] for step in steps] == ([] if choice == "error" else [1])
 
 
 SIXTEEN_DEVICES = (
