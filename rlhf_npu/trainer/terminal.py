@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from rlhf_npu.trainer.metrics import Metrics
 
@@ -81,6 +82,11 @@ class Terminal:
         shown = [f"{label} {pattern.format(metrics[name])}" for label, name, pattern in LINE if name in metrics]
         held_out = [f"[bold]{name} {metrics[name]:.3f}[/bold]" for name in metrics if name.startswith(VALIDATION)]
         self.console.print(f"step {step}/{self._total_steps}  " + "  ".join(shown + held_out), soft_wrap=True)
+
+    def warn(self, *warnings: str) -> None:
+        """Print one line a warning."""
+        for warning in warnings:
+            self.console.print(Text.assemble(("warning: ", "bold yellow"), warning), soft_wrap=True)
 
     def close(self) -> None:
         """Take the progress bar away."""

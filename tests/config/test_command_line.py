@@ -62,13 +62,17 @@ def test_bad_input_ends_with_status_2_and_leaves_nothing(folder: Path, override:
     assert [file.name for file in folder.iterdir()] == ["program.py"]
 
 
-def test_an_error_of_the_job_is_a_message_and_a_bug_is_a_traceback(folder: Path) -> None:
+def test_an_error_of_the_job_is_a_message_and_a_bug_asks_to_be_reported(folder: Path) -> None:
     bad = run(folder, "trainer.experiment_name=bad_data")
     assert (bad.returncode, bad.stderr) == (2, "error: train.jsonl:3: not JSON\n")
     bug = run(folder, "trainer.experiment_name=bug")
     assert bug.returncode == 1
-    assert "ZeroDivisionError: a bug" in bug.stderr
-    assert "program.py" in bug.stderr
+    assert bug.stderr.startswith("internal error: ZeroDivisionError: a bug (please report it; HYDRA_FULL_ERROR=1 shows")
+    assert len(bug.stderr.splitlines()) == 1
+    whole = run(folder, "trainer.experiment_name=bug", HYDRA_FULL_ERROR="1")
+    assert whole.returncode == 1
+    assert "Traceback" in whole.stderr
+    assert "program.py" in whole.stderr
 
 
 def test_the_full_traceback_is_there_for_the_asking(folder: Path) -> None:

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from rlhf_npu.config import PPOConfig, compose_config
 from rlhf_npu.config.compose import config_folder
-from rlhf_npu.config.explain import KEYS, LEAVES, is_known
+from rlhf_npu.config.explain import is_known
 from rlhf_npu.config.names_elsewhere import NAMES_HERE
+from rlhf_npu.config.ppo import KEYS, LEAVES
 
 PROJECT = Path(__file__).parents[2]
 
