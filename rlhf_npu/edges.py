@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rlhf_npu.errors import RlhfNpuError
 
 _LONGEST = 300
+
+
+@contextmanager
+def within_seconds(seconds: float, failure: RlhfNpuError) -> Iterator[None]:
+    """Raises `failure` if Python code inside takes longer; in the main thread, which alone gets signals.
+
+    A single call into C, such as multiplying a text, is not cut short.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise failure
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def run_from_command_line(config_name: str, job: Callable[[PPOConfig], None]) ->
         except Exception as error:
             if full_error == "1":
                 raise
-            raise explain(error, overrides, folders) from error
+            raise explain(error, overrides, folders) from None
         finally:
             _set_environment(FULL_ERROR, full_error)
 
@@ -72,8 +72,8 @@ def _checked(composed: DictConfig, overrides: list[str], folders: list[Path]) ->
         return checked(composed)
     except RlhfNpuError:
         raise
-    except Exception as error:
-        raise explain(error, overrides, folders) from error
+    except Exception as error:  # noqa: BLE001  # what resolving an interpolation raises
+        raise explain(error, overrides, folders) from None
 
 
 def _read_arguments() -> tuple[list[str], list[Path]]:

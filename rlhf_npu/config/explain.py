@@ -65,9 +65,9 @@ def nearest_keys(key: str) -> list[str]:
     names = {known.rsplit(".", 1)[-1] for known in (LEAVES if "." in key else KEYS)}
     close = [last] if last in names else difflib.get_close_matches(last, sorted(names), n=1, cutoff=0.75)
     named = [known for known in sorted(KEYS) if known.rsplit(".", 1)[-1] in close]
-    if len(named) > 1 and (key != last or last not in names):
-        return difflib.get_close_matches(key, named, n=1, cutoff=0)
-    return named
+    if key == last and last in names:
+        return named
+    return difflib.get_close_matches(key, named, n=1, cutoff=0)
 
 
 def _override_problems(text: str, folders: Sequence[Path]) -> Iterator[str]:
@@ -78,6 +78,9 @@ def _override_problems(text: str, folders: Sequence[Path]) -> Iterator[str]:
         yield f"cannot read {spell(text)}: {reason}; write key=value, with quotes around spaces and brackets"
         return
     key = str(override.key_or_group)
+    if not key:
+        yield f"cannot read {spell(text)}: no key; write key=value"
+        return
     options = _options(key, folders)
     if override.is_delete():
         yield from _deletion_problems(override, key, options)
@@ -158,7 +161,8 @@ def _in_yaml(error: Exception, folders: Sequence[Path]) -> str:
     links = list(_chain(error))
     cause = next((link for link in links if isinstance(link, OmegaConfBaseException)), None)
     if cause is not None:
-        return _in_node(str(error), cause)
+        told = _in_node(str(error), cause)
+        return told if cause.full_key else next(_unreadable(folders), told)
     if isinstance(error, HydraException):
         return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     return next(_unreadable(folders), one_line(error))

@@ -13,7 +13,8 @@ from hydra.errors import HydraException
 from rlhf_npu.config.keys import Leaf, spell
 from rlhf_npu.config.ppo import LEAVES
 
-_HOME = re.compile(r"(?P<key>[+~\w./@]+)=(?P<path>~[^'\"\\]*)")
+# A path that begins in a home folder, as a value or an item of a list: Hydra knows `~` only before a key.
+_HOME_PATH = re.compile(r"(?<=[=\[,])~[^,\[\]{}'\"\\]*")
 
 
 def as_hydra_takes_them(overrides: Sequence[str]) -> list[str]:
@@ -33,11 +34,13 @@ def deletable(key: str) -> list[Leaf] | None:
 
 
 def _written(text: str) -> Iterator[str]:
-    home = _HOME.fullmatch(text)
-    if home is not None:
-        yield f"{home['key']}='{home['path']}'"
+    if "~" not in text:  # parsing takes milliseconds
+        yield text
         return
     override = _parsed(text)
+    if override is None and _parsed(quoted := _HOME_PATH.sub(r"'\g<0>'", text)):
+        yield quoted
+        return
     leaves = deletable(str(override.key_or_group)) if override and override.is_delete() else None
     if override is None or leaves is None or override.value() is not None:
         yield text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from transformers import (
 
 from rlhf_npu.config import ModelConfig, PPOConfig
 from rlhf_npu.data.prompts import PromptSample
-from rlhf_npu.edges import errors_as
+from rlhf_npu.edges import errors_as, one_line, within_seconds
 from rlhf_npu.engines.model_folder import CONFIG, GENERATION_CONFIG, declared_stop_ids, stored_tensors
 from rlhf_npu.engines.models import load_tokenizer
 from rlhf_npu.errors import DataError, ModelError
@@ -31,6 +32,7 @@ POLICY = "actor_rollout_ref.model.path"
 CRITIC = "critic.model.path"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 LENGTHS = "data.max_prompt_length + data.max_response_length"
+CHAT_TEMPLATE_SECONDS = 10.0
 # What configurations call the number of positions, and which of these decides: the smallest.
 _POSITIONS = (
     "max_position_embeddings",
@@ -66,10 +68,10 @@ class Skeleton:
         return int(self.module.get_input_embeddings().weight.shape[0])
 
 
-def check_fit(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Skeleton:
+def check_fit(config: PPOConfig) -> tuple[Skeleton, PreTrainedTokenizerBase]:
     """Check that the policy, and the critic if there is one, can do what `config` asks of them.
 
-    Returns the policy without weights.
+    Returns the policy without weights, and its tokenizer.
 
     Raises:
         ModelError: a model cannot be built from its folder, or weights are missing, left over or of another shape;
@@ -78,11 +80,13 @@ def check_fit(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Skeleton
     """
     with quiet():
         policy = build_skeleton(config.actor_rollout_ref.model, POLICY, AutoModelForCausalLM)
+        tokenizer = load_tokenizer(config.actor_rollout_ref.model)
         _check_tensor_parallel(policy.module.config, config)
         _check_model(policy, config.actor_rollout_ref.model, POLICY, config, tokenizer)
+        _check_chat_template(tokenizer, config.actor_rollout_ref.model.path)
         if config.has_critic:
             _check_critic(policy, config, tokenizer)
-    return policy
+    return policy, tokenizer
 
 
 def check_prompt_ids(
@@ -152,7 +156,9 @@ def quiet() -> Iterator[None]:
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
@@ -219,6 +225,21 @@ def _check_same_tokens(own: PreTrainedTokenizerBase, policys: PreTrainedTokenize
             f"{CRITIC}={path}: its tokenizer gives {other!r} the id {ids[other]}, the policy's {read[other]}; "
             "a critic reads the policy's token ids, so it must be made for the same tokenizer"
         )
+
+
+def _check_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """A template is a program: one that never ends would stop the run at its first prompt, without a word."""
+    seconds = CHAT_TEMPLATE_SECONDS
+    endless = ModelError(f"the chat_template in {path!r} takes more than {seconds} s for one short message")
+    try:
+        with within_seconds(seconds, endless):
+            tokenizer.apply_chat_template([{"role": "user", "content": "1"}], tokenize=False)
+    except ModelError:
+        raise
+    except (RecursionError, MemoryError) as error:
+        raise ModelError(f"the chat_template in {path!r} cannot be rendered: {one_line(error)}") from error
+    except Exception:  # noqa: BLE001  # it may want other messages: those of the data decide
+        pass
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: int, model: str) -> None:

@@ -45,7 +45,7 @@ def read_object(file: Path) -> dict[str, Any]:
     with errors_as(ModelError, f"{file}: not readable JSON"):
         content = json.loads(file.read_bytes())
     if not isinstance(content, dict):
-        raise ModelError(f"{file}: holds a {type(content).__name__}; it must hold one JSON object")
+        raise ModelError(f"{file}: is no JSON object; it must hold one")
     return content
 
 

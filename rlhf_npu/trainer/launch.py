@@ -21,7 +21,6 @@ from rlhf_npu.data.loader import PromptLoader
 from rlhf_npu.data.prompts import PromptDataset, PromptSample, load_prompts
 from rlhf_npu.engines.model_fit import check_fit, check_prompt_ids
 from rlhf_npu.engines.model_folder import check_model
-from rlhf_npu.engines.models import load_tokenizer
 from rlhf_npu.errors import DeviceError
 from rlhf_npu.platform import PLATFORMS, Platform, detect_platform
 from rlhf_npu.rewards import load_reward
@@ -47,8 +46,7 @@ def train_ppo(config: PPOConfig) -> None:
     platform = detect_platform(config.trainer.device)
     check_devices(config, platform)
     local = with_local_paths(config)
-    tokenizer = load_tokenizer(local.actor_rollout_ref.model)
-    policy = check_fit(local, tokenizer)
+    policy, tokenizer = check_fit(local)
     prompts, held_out = load_data(local, tokenizer)
     check_prompt_ids((prompts, held_out), tokenizer, policy.vocabulary)
     load_reward(local.reward)
