@@ -75,6 +75,7 @@ def attempt(
         assert "internal error" not in text
         if isinstance(end.value, RayStarted):
             return True, text
+        assert isinstance(end.value, SystemExit)
         assert end.value.code == 2, text
         assert printed.err.startswith("error: "), text
         assert contents(folder) == before, "a refused run has written something"
@@ -146,22 +147,21 @@ def config_has_an_odd_number(folder: Path, rng: random.Random) -> None:
 
 
 def config_has_an_odd_word(folder: Path, rng: random.Random) -> None:
-    name, value = rng.choice(
-        [
-            ("hidden_act", "nope"),
-            ("hidden_act", 3),
-            ("dtype", "float12"),
-            ("rope_parameters", {"rope_type": "nope"}),
-            ("rope_parameters", "default"),
-            ("pad_token_id", 4000),
-            ("quantization_config", {"quant_method": "gptq", "bits": 4}),
-            ("auto_map", {"AutoConfig": "other.Config", "AutoModelForCausalLM": "other.Model"}),
-            ("max_position_embeddings", "128"),
-            ("max_position_embeddings", 0),
-            ("max_position_embeddings", 31),
-            ("num_key_value_heads", 3),
-        ]
-    )
+    odd: list[tuple[str, Any]] = [
+        ("hidden_act", "nope"),
+        ("hidden_act", 3),
+        ("dtype", "float12"),
+        ("rope_parameters", {"rope_type": "nope"}),
+        ("rope_parameters", "default"),
+        ("pad_token_id", 4000),
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}),
+        ("auto_map", {"AutoConfig": "other.Config", "AutoModelForCausalLM": "other.Model"}),
+        ("max_position_embeddings", "128"),
+        ("max_position_embeddings", 0),
+        ("max_position_embeddings", 31),
+        ("num_key_value_heads", 3),
+    ]
+    name, value = rng.choice(odd)
     edit_json(folder / "model" / "config.json", **{name: value} | ({"model_type": "own"} if name == "auto_map" else {}))
 
 
@@ -335,31 +335,30 @@ def interpolation_is_odd(folder: Path, rng: random.Random) -> list[str]:
 
 def yaml_is_odd(folder: Path, rng: random.Random) -> list[str]:
     head = "# @package _global_\n"
-    content: bytes | str = rng.choice(
-        [
-            head + "trainer:\n\tseed: 5\n",
-            head + "trainer: {seed: 5, seed: 6}\n",
-            head + "trainer: [\n",
-            head + "trainer: {sed: 5}\n",
-            head + "trainer: {seed: five}\n",
-            head + "trainer: null\n",
-            head + "- a\n- b\n",
-            head + "just text\n",
-            head + "trainer: &a {experiment_name: *a}\n",
-            head + "trainer: {seed: !!python/object/apply:os.system [true]}\n",
-            head + "trainer: {experiment_name: '${a}'}\na: '${b}'\nb: '${a}'\n",
-            head + "trainer: {experiment_name: '${nope:1}'}\n",
-            head + 'trainer: {experiment_name: "a\\0b"}\n',
-            head + "trainer: {seed: .inf}\n",
-            head + "trainer: {seed: 1e400}\n",
-            head + "trainer: {seed: " + "9" * 5000 + "}\n",
-            head + "trainer: " + "[" * 900 + "\n",
-            head + "defaults: [nope]\n",
-            head.encode() + b"trainer: {experiment_name: \xff\xfe}\n",
-            b"\x00\x01\x02",
-            "# @package nope.nope\ntrainer: 3\n",
-        ]
-    )
+    contents: list[bytes | str] = [
+        head + "trainer:\n\tseed: 5\n",
+        head + "trainer: {seed: 5, seed: 6}\n",
+        head + "trainer: [\n",
+        head + "trainer: {sed: 5}\n",
+        head + "trainer: {seed: five}\n",
+        head + "trainer: null\n",
+        head + "- a\n- b\n",
+        head + "just text\n",
+        head + "trainer: &a {experiment_name: *a}\n",
+        head + "trainer: {seed: !!python/object/apply:os.system [true]}\n",
+        head + "trainer: {experiment_name: '${a}'}\na: '${b}'\nb: '${a}'\n",
+        head + "trainer: {experiment_name: '${nope:1}'}\n",
+        head + 'trainer: {experiment_name: "a\\0b"}\n',
+        head + "trainer: {seed: .inf}\n",
+        head + "trainer: {seed: 1e400}\n",
+        head + "trainer: {seed: " + "9" * 5000 + "}\n",
+        head + "trainer: " + "[" * 900 + "\n",
+        head + "defaults: [nope]\n",
+        head.encode() + b"trainer: {experiment_name: \xff\xfe}\n",
+        b"\x00\x01\x02",
+        "# @package nope.nope\ntrainer: 3\n",
+    ]
+    content = rng.choice(contents)
     file = folder / "mine" / "recipe" / "own.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     return ["recipe=own"]
