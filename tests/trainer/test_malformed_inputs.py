@@ -240,7 +240,8 @@ def the_folder_is_none(folder: Path, rng: random.Random) -> list[str]:
 
 
 def generation_config_is_odd(folder: Path, rng: random.Random) -> None:
-    odd = [*NOT_OBJECTS, *(json.dumps({"eos_token_id": value}) for value in ("2", True, -1, [2, None], 10**30, 15, {}))]
+    stops: list[Any] = ["2", True, -1, [2, None], 10**30, 15, {}]
+    odd = [*NOT_OBJECTS, *(json.dumps({"eos_token_id": stop}) for stop in stops)]
     (folder / "model" / "generation_config.json").write_text(rng.choice([text for text in odd if text != "{}"]))
 
 
