@@ -21,6 +21,10 @@ class ModelError(RlhfNpuError, ValueError):
     """A model folder is missing or holds something that cannot be trained or served."""
 
 
+class SaveError(RlhfNpuError, OSError):
+    """A trained model could not be written; names the folder that holds what was written of it."""
+
+
 class RewardError(RlhfNpuError, RuntimeError):
     """A reward function is missing, raised, or returned something that is not a finite number."""
 

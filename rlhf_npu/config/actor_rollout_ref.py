@@ -18,7 +18,7 @@ ZERO_STAGES = (0, 1, 2, 3)
 class ModelConfig(ConfigNode):
     """The policy's checkpoint."""
 
-    path: str = key("model folder in Hugging Face format, or builtin:<task>/model")
+    path: str = key("model folder in Hugging Face format, or builtin:<task>/model", path=True)
     dtype: str = key(
         "compute type of trainer and rollout",
         choices=("float32", "bfloat16"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ CRITIC_MICRO = "critic.ppo_micro_batch_size_per_device"
 OLD_LOG_PROB_MICRO = "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_device"
 REF_LOG_PROB_MICRO = "actor_rollout_ref.ref.log_prob_micro_batch_size_per_device"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
+LARGEST_BATCH = 1 << 24
 KEYS = frozenset(
     {
         TRAIN_BATCH,
@@ -146,6 +148,11 @@ class BatchMath:
 
     def problems(self) -> list[Problem]:
         """What does not divide, each with the nearest values that would."""
+        if self.sequences > LARGEST_BATCH:
+            right = (
+                f"with rollout.n={self.responses_per_prompt} a step has more than {LARGEST_BATCH} sequences; lower it"
+            )
+            return [Problem(TRAIN_BATCH, self.prompts, right)]
         return [*self._device_problems(), *self._batch_problems(), *self._micro_batch_problems()]
 
     def _device_problems(self) -> Iterator[Problem]:
@@ -279,7 +286,8 @@ def _ratio(whole: int, part: int) -> str:
 
 
 def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)})
 
 
 def _multiples(unit: int, value: int) -> list[int]:

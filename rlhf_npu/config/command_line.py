@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.text import Text
 
 from rlhf_npu.config import help_page
 from rlhf_npu.config.compose import HYDRA_VERSION_BASE, checked, config_folder
 from rlhf_npu.config.explain import explain
+from rlhf_npu.config.overrides import as_hydra_takes_them
 from rlhf_npu.config.ppo import PPOConfig
+from rlhf_npu.config.streams import use_lasting_streams
+from rlhf_npu.edges import one_line
 from rlhf_npu.errors import RlhfNpuError
 
-BAD_INPUT = 2
+BUG, BAD_INPUT = 1, 2
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
@@ -30,27 +32,48 @@ def run_from_command_line(config_name: str, job: Callable[[PPOConfig], None]) ->
     """Composes the configuration from `sys.argv`, checks it, and calls `job` with it.
 
     Hydra's flags work (`--help`, `--cfg job`, `--info`, `--config-dir`, `--multirun`). An `RlhfNpuError`
-    ends the process with status 2 and a message on stderr; with `HYDRA_FULL_ERROR=1` in the environment
-    it is raised as it is.
+    ends the process with status 2 and a message on stderr; any other error of `job` is a fault of this program and
+    ends it with status 1 and one line. With `HYDRA_FULL_ERROR=1` in the environment both are raised as they are.
     """
     full_error = os.environ.get(FULL_ERROR)
 
     def task(composed: DictConfig) -> None:
         _set_environment(FULL_ERROR, full_error)
-        try:
-            job(checked(composed))
-        except RlhfNpuError as error:
-            _exit_with(error, full_error == "1")
+        with _one_line_errors(full_error == "1"):
+            config = _checked(composed, overrides, folders)
+            try:
+                job(config)
+            except RlhfNpuError:
+                raise
+            except Exception as error:
+                if full_error == "1":
+                    raise
+                _exit_with_bug(error)
 
+    use_lasting_streams()
     help_page.register()
-    overrides, folders = _read_arguments()
-    _set_environment(FULL_ERROR, "1")  # so that Hydra raises what it would print in its own words
+    with _one_line_errors(full_error == "1"):
+        overrides, folders = _read_arguments()
+        _set_environment(FULL_ERROR, "1")  # so that Hydra raises what it would print in its own words
+        try:
+            hydra.main(str(config_folder()), config_name, HYDRA_VERSION_BASE)(task)()
+        except RlhfNpuError:
+            raise
+        except Exception as error:
+            if full_error == "1":
+                raise
+            raise explain(error, overrides, folders) from None
+        finally:
+            _set_environment(FULL_ERROR, full_error)
+
+
+def _checked(composed: DictConfig, overrides: list[str], folders: list[Path]) -> PPOConfig:
     try:
-        hydra.main(str(config_folder()), config_name, HYDRA_VERSION_BASE)(task)()
-    except (HydraException, OmegaConfBaseException) as error:
-        _exit_with(explain(error, overrides, folders), full_error == "1")
-    finally:
-        _set_environment(FULL_ERROR, full_error)
+        return checked(composed)
+    except RlhfNpuError:
+        raise
+    except Exception as error:  # noqa: BLE001  # what resolving an interpolation raises
+        raise explain(error, overrides, folders) from None
 
 
 def _read_arguments() -> tuple[list[str], list[Path]]:
@@ -67,7 +90,7 @@ def _read_arguments() -> tuple[list[str], list[Path]]:
         # Hydra takes a relative path from the folder of the calling file; a user means the current one.
         primary = Path(arguments.config_path).absolute()
         flags += ["--config-path", str(primary)]
-    sys.argv[1:] = [*flags, *overrides]
+    sys.argv[1:] = [*flags, *as_hydra_takes_them(overrides)]
     extra = [Path(arguments.config_dir).absolute()] if arguments.config_dir else []
     return overrides, [primary, *extra]
 
@@ -79,8 +102,27 @@ def _set_environment(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
-def _exit_with(error: RlhfNpuError, raise_it: bool) -> NoReturn:
-    if raise_it:
-        raise error
-    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
-    sys.exit(BAD_INPUT)
+@contextmanager
+def _one_line_errors(raise_them: bool) -> Iterator[None]:
+    try:
+        yield
+    except RlhfNpuError as error:
+        if raise_them:
+            raise
+        _print_error("error", str(error), _where_the_traceback_is(error) if error.__cause__ else "")
+        sys.exit(BAD_INPUT)
+
+
+def _exit_with_bug(error: Exception) -> NoReturn:
+    _print_error("internal error", one_line(error), f"please report it; {_where_the_traceback_is(error)}")
+    sys.exit(BUG)
+
+
+def _where_the_traceback_is(error: Exception) -> str:
+    """What `logged_traceback` noted on the error; before there is a folder for it only the terminal can show it."""
+    return "; ".join(getattr(error, "__notes__", ())) or f"{FULL_ERROR}=1 shows the traceback"
+
+
+def _print_error(title: str, message: str, remark: str) -> None:
+    text = Text.assemble((f"{title}: ", "bold red"), message, (f" ({remark})" if remark else "", "dim"))
+    Console(stderr=True).print(text, soft_wrap=True)

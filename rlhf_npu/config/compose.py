@@ -8,14 +8,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 import rlhf_npu
 from rlhf_npu.config.explain import explain, is_known, unknown_key
+from rlhf_npu.config.overrides import as_hydra_takes_them
 from rlhf_npu.config.ppo import PPOConfig, problem_list
-from rlhf_npu.errors import ConfigError
+from rlhf_npu.errors import ConfigError, RlhfNpuError
 
 HYDRA_VERSION_BASE = "1.3"
 SCHEMA_NAME = "ppo_schema"
@@ -43,8 +42,10 @@ def compose_config(overrides: Sequence[str] = (), config_name: str = "ppo") -> P
     folder = config_folder()
     try:
         with initialize_config_dir(str(folder), version_base=HYDRA_VERSION_BASE):
-            return checked(compose(config_name, overrides=list(overrides)))
-    except (HydraException, OmegaConfBaseException) as error:
+            return checked(compose(config_name, overrides=as_hydra_takes_them(overrides)))
+    except RlhfNpuError:
+        raise
+    except Exception as error:
         raise explain(error, overrides, [folder]) from error
 
 
@@ -57,6 +58,7 @@ def checked(composed: DictConfig) -> PPOConfig:
     config = OmegaConf.to_object(composed)
     if not isinstance(config, PPOConfig):
         raise ConfigError(f"the primary configuration must have {SCHEMA_NAME} first in its defaults list")
+    config.expand_home()
     config.check()
     return config
 

@@ -13,7 +13,7 @@ from rlhf_npu.config.optim import OptimConfig
 class CriticModelConfig(ConfigNode):
     """The critic's start: a language model whose head is replaced by a value head."""
 
-    path: str | None = key("model folder; null = the actor's", None)
+    path: str | None = key("model folder; null = the actor's", None, path=True)
 
 
 @dataclass

@@ -9,19 +9,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlhf_npu.config.keys import Leaf, Problem, did_you_mean, leaves, nearest_choice
-from rlhf_npu.config.names_elsewhere import name_here
-from rlhf_npu.config.ppo import PPOConfig, problem_list
+from rlhf_npu.config.keys import Leaf, Problem, did_you_mean, nearest_choice, spell
+from rlhf_npu.config.names_elsewhere import name_here, why_not_here
+from rlhf_npu.config.overrides import deletable
+from rlhf_npu.config.ppo import KEYS, LEAVES, PPOConfig, problem_list
+from rlhf_npu.edges import one_line
 from rlhf_npu.errors import ConfigError
 
-LEAVES: dict[str, Leaf] = {leaf.key: leaf for leaf in leaves(PPOConfig)}
-KEYS = set(LEAVES) | {key.rsplit(".", depth)[0] for key in LEAVES for depth in range(1, key.count(".") + 1)}
 FREE_NODE = "reward.kwargs."
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -35,7 +36,7 @@ def explain(error: Exception, overrides: Sequence[str], folders: Sequence[Path])
         folders: where YAML files and groups were looked for.
     """
     lines = [line for text in overrides for line in _override_problems(text, folders)]
-    return ConfigError(problem_list(lines or [_in_yaml(error)]))
+    return ConfigError(problem_list(lines or [_in_yaml(error, folders)]))
 
 
 def is_known(key: str) -> bool:
@@ -45,26 +46,28 @@ def is_known(key: str) -> bool:
 
 def unknown_key(key: str) -> str:
     """The line for a key that does not exist, with what was probably meant."""
-    here = name_here(key)
+    here, why = name_here(key), why_not_here(key)
     if here is not None:
         return f"unknown key {key}; here it is {here}"
+    if why is not None:
+        return f"unknown key {key}; {why}"
     meant = nearest_keys(key)
     hint = f"did you mean {' or '.join(meant)}?" if meant else "--help lists all keys"
     return f"unknown key {key}; {hint}"
 
 
 def nearest_keys(key: str) -> list[str]:
-    """The existing keys that were probably meant: the same name elsewhere, else the closest spelling."""
+    """The existing keys that were probably meant: the same name elsewhere, else the closest spelling of it.
+
+    Names are compared, not whole keys, of which most is alike anyway.
+    """
     last = key.rsplit(".", 1)[-1]
-    same_name = [known for known in LEAVES if known.rsplit(".", 1)[-1] == last]
-    if same_name:
-        return same_name if key == last else difflib.get_close_matches(key, same_name, n=1, cutoff=0)
-    candidates = list(LEAVES) if "." in key else sorted(KEYS)
-    close = difflib.get_close_matches(key, candidates, n=1, cutoff=0.75)
-    if close:
-        return close
-    names = {known.rsplit(".", 1)[-1]: known for known in LEAVES}
-    return [names[name] for name in difflib.get_close_matches(last, names, n=1, cutoff=0.75)]
+    names = {known.rsplit(".", 1)[-1] for known in (LEAVES if "." in key else KEYS)}
+    close = [last] if last in names else difflib.get_close_matches(last, sorted(names), n=1, cutoff=0.75)
+    named = [known for known in sorted(KEYS) if known.rsplit(".", 1)[-1] in close]
+    if key == last and last in names:
+        return named
+    return difflib.get_close_matches(key, named, n=1, cutoff=0)
 
 
 def _override_problems(text: str, folders: Sequence[Path]) -> Iterator[str]:
@@ -72,14 +75,36 @@ def _override_problems(text: str, folders: Sequence[Path]) -> Iterator[str]:
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:
         reason = str(error).splitlines()[0]
-        yield f"cannot read {text}: {reason}; write key=value, with quotes around spaces and brackets"
+        yield f"cannot read {spell(text)}: {reason}; write key=value, with quotes around spaces and brackets"
         return
     key = str(override.key_or_group)
+    if not key:
+        yield f"cannot read {spell(text)}: no key; write key=value"
+        return
     options = _options(key, folders)
-    if options and not isinstance(override.value(), dict):
+    if override.is_delete():
+        yield from _deletion_problems(override, key, options)
+    elif options and not isinstance(override.value(), dict):
         yield from _option_problems(override, options)
     elif not key.startswith(("hydra.", "hydra/")) and not override.is_sweep_override():
         yield from _key_problems(override, key)
+
+
+def _deletion_problems(override: Override, key: str, options: tuple[str, ...]) -> Iterator[str]:
+    """`~key` brings back the schema's default, `~group` takes a group's option away, `~reward.kwargs.x` an argument."""
+    if options or key.startswith(("hydra.", "hydra/")):
+        return
+    if key.startswith(FREE_NODE):
+        yield f"~{key}: there is no such argument to delete"
+    elif key == FREE_NODE.rstrip("."):
+        yield f"~{key}: delete its arguments one by one, as in ~{key}.name"
+    elif key not in KEYS:
+        yield unknown_key(key)
+    elif override.value() is not None:
+        yield f"~{key}={spell(override.value())}: write ~{key}, which brings its default back"
+    elif deletable(key) is None:
+        unset = next(leaf for name, leaf in LEAVES.items() if f"{name}.".startswith(f"{key}.") and not leaf.has_default)
+        yield f"~{key}: {unset.key} has no default to go back to; set it: {unset.meaning}"
 
 
 def _options(group: str, folders: Sequence[Path]) -> tuple[str, ...]:
@@ -98,12 +123,18 @@ def _option_problems(override: Override, options: tuple[str, ...]) -> Iterator[s
 
 
 def _key_problems(override: Override, key: str) -> Iterator[str]:
+    value, adds = override.value(), override.is_add() or override.is_force_add()
     if not is_known(key):
         yield unknown_key(key)
-    elif key.startswith(FREE_NODE) and not (override.is_add() or override.is_force_add()):
+    elif key.startswith(FREE_NODE) and not adds:
         yield f"{key} is new; put a plus before it: +{override.input_line}"
-    elif key in LEAVES and not override.is_delete():
-        yield from _type_problems(LEAVES[key], override.value())
+    elif key in LEAVES:
+        yield from _type_problems(LEAVES[key], value)
+        if override.is_add() and value is not None and not isinstance(value, (dict, list)):
+            yield f"+{key}: is there already; write it without the plus: {key}={spell(value)}"
+    elif key in KEYS and not isinstance(value, dict):
+        inside = next(name for name in LEAVES if name.startswith(f"{key}."))
+        yield str(Problem(key, value, f"is a group of keys; set one of them, for example {inside}"))
 
 
 def _type_problems(leaf: Leaf, value: Any) -> Iterator[str]:
@@ -125,18 +156,42 @@ def _type_name(leaf: Leaf, value: Any) -> str:
     return TYPE_NAMES[leaf.type]
 
 
-def _in_yaml(error: Exception) -> str:
+def _in_yaml(error: Exception, folders: Sequence[Path]) -> str:
     """The message for what no override caused: a YAML file, or Hydra itself."""
-    cause = next((link for link in _chain(error) if isinstance(link, OmegaConfBaseException)), None)
-    if cause is None:
-        return str(error).strip()
-    file = re.match(r"In '[^']+'", str(error))
+    links = list(_chain(error))
+    cause = next((link for link in links if isinstance(link, OmegaConfBaseException)), None)
+    if cause is not None:
+        told = _in_node(str(error), cause)
+        return told if cause.full_key else next(_unreadable(folders), told)
+    if isinstance(error, HydraException):
+        return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return next(_unreadable(folders), one_line(error))
+
+
+def _in_node(message: str, cause: OmegaConfBaseException) -> str:
+    file = re.match(r"In '[^']+'", message)
     place = f"{file[0]}: " if file else ""
     key = str(cause.full_key or "")
     if key and not is_known(key):
         return f"{place}{unknown_key(key)}"
     detail = str(cause).splitlines()[0]
     return f"{place}{key}: {detail}" if key else f"{place}{detail}"
+
+
+def _unreadable(folders: Sequence[Path]) -> Iterator[str]:
+    """YAML files that are none, each with its fault: Hydra does not always say which file it read."""
+    for folder in folders:
+        for file in sorted(folder.rglob("*.yaml")):
+            try:
+                content = OmegaConf.load(file)
+            except yaml.MarkedYAMLError as error:
+                line = error.problem_mark.line + 1 if error.problem_mark else 1
+                yield f"{file}:{line}: not YAML: {error.problem}"
+            except Exception as error:  # noqa: BLE001  # whatever a broken file makes the parser raise
+                yield f"{file}: not YAML: {one_line(error)}"
+            else:
+                if not isinstance(content, DictConfig):
+                    yield f"{file}: holds a list; it must hold keys and values"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
@@ -31,7 +32,7 @@ class Problem:
 
 
 def spell(value: Any) -> str:
-    """Writes a value as the command line takes it: `null`, `true`, `[a,b]`."""
+    """Writes a value as the command line takes it: `null`, `true`, `[a,b]`; what could not be printed, escaped."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -40,7 +41,8 @@ def spell(value: Any) -> str:
         return "[" + ",".join(spell(item) for item in value) + "]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{name}:{spell(item)}" for name, item in value.items()) + "}"
-    return str(value)
+    text = str(value)
+    return text if text.isprintable() else text.encode("unicode_escape", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Range:
 
     def holds(self, value: float) -> bool:
         return (
-            math.isfinite(value)
+            -math.inf < value < math.inf
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
@@ -68,12 +70,18 @@ class Range:
             "at most": self.at_most,
             "below": self.below,
         }
-        return " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+        return " and ".join(f"{word} {_number(bound)}" for word, bound in bounds.items() if bound is not None)
+
+
+def _number(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 POSITIVE = Range(above=0)
 AT_LEAST_ONE = Range(at_least=1)
 NOT_NEGATIVE = Range(at_least=0)
+SEED = Range(at_least=0, at_most=2**63 - 1)
+LARGEST_COUNT = 2**31 - 1
 FRACTION = Range(at_least=0, at_most=1)
 
 
@@ -84,6 +92,7 @@ def key(
     choices: tuple[Any, ...] = (),
     within: Range | None = None,
     elsewhere: dict[str, str] | None = None,
+    path: bool = False,
 ) -> Any:
     """Declares a leaf of the configuration.
 
@@ -93,8 +102,9 @@ def key(
         choices: the values allowed, for the value itself or for each item of a list.
         within: the bounds, for the value itself or for each item of a list.
         elsewhere: what other libraries call a choice, to the choice's name here.
+        path: whether it, or each item of a list, is a file or folder; `~` is then the home folder.
     """
-    metadata = {"meaning": meaning, "choices": choices, "within": within, "elsewhere": elsewhere or {}}
+    metadata = {"meaning": meaning, "choices": choices, "within": within, "elsewhere": elsewhere or {}, "path": path}
     if isinstance(default, (list, dict)):
         return field(default_factory=_copier(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -125,6 +135,17 @@ class ConfigNode:
             own += [dataclasses.replace(problem, key=prefix + problem.key) for problem in self.relations()]
         return own + below
 
+    def expand_home(self) -> None:
+        """Writes out `~` in paths, here and below."""
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if isinstance(value, ConfigNode):
+                value.expand_home()
+            elif item.metadata["path"] and isinstance(value, list):
+                setattr(self, item.name, [os.path.expanduser(path) for path in value])  # noqa: PTH111
+            elif item.metadata["path"] and isinstance(value, str):
+                setattr(self, item.name, os.path.expanduser(value))  # noqa: PTH111
+
     def freeze(self) -> None:
         """Makes this node and all below it read-only."""
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -145,6 +166,8 @@ class ConfigNode:
 def _leaf_problems(name: str, value: Any, metadata: Any) -> list[Problem]:
     if isinstance(value, str) and value == MISSING:
         return [Problem(name, value, f"has no value; set it: {metadata['meaning']}")]
+    if unwritable := next(filter(_is_unwritable, _texts(value)), None):
+        return [Problem(name, value, f"must be text that UTF-8 can hold, without null bytes, not {unwritable!r}")]
     items = value if isinstance(value, list) else [value]
     found = [_item_problem(name, value, item, metadata) for item in items if item is not None]
     return [problem for problem in found if problem is not None]
@@ -158,7 +181,31 @@ def _item_problem(name: str, value: Any, item: Any, metadata: Any) -> Problem | 
         return Problem(name, value, f"must be one of {allowed}{hint}")
     if within is not None and not within.holds(item):
         return Problem(name, value, f"must be {within}")
+    if within is not SEED and isinstance(item, int) and item > LARGEST_COUNT:
+        return Problem(name, value, f"must be at most {LARGEST_COUNT}")
+    if metadata["path"] and not item.strip():
+        return Problem(name, value, "must name a file or a folder")
+    if metadata["path"] and item.startswith("~"):
+        return Problem(name, value, "there is no such user, whose home folder it would be")
     return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All text inside a value, names of a mapping included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts([*value.keys(), *value.values()])
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _is_unwritable(text: str) -> bool:
+    try:
+        return b"\0" in text.encode()
+    except UnicodeEncodeError:
+        return True
 
 
 def nearest_choice(item: Any, choices: tuple[Any, ...]) -> str | None:
@@ -184,6 +231,7 @@ class Leaf:
         meaning: one line, with the unit.
         choices: the values allowed; empty if it has no such list.
         has_default: whether the dataclass gives the value (otherwise the YAML does).
+        default: that value; MISSING without one.
     """
 
     key: str
@@ -193,6 +241,7 @@ class Leaf:
     meaning: str
     choices: tuple[Any, ...]
     has_default: bool
+    default: Any
 
 
 def leaves(node: type[ConfigNode], prefix: str = "") -> Iterator[Leaf]:
@@ -208,6 +257,7 @@ def leaves(node: type[ConfigNode], prefix: str = "") -> Iterator[Leaf]:
                 meaning=item.metadata["meaning"],
                 choices=item.metadata["choices"],
                 has_default=item.default != MISSING,
+                default=item.default if item.default_factory is dataclasses.MISSING else item.default_factory(),
             )
         else:
             yield from leaves(types[item.name], f"{prefix}{item.name}.")

@@ -11,7 +11,7 @@ from rlhf_npu.config.algorithm import AlgorithmConfig
 from rlhf_npu.config.batch_math import BatchMath
 from rlhf_npu.config.critic import CriticConfig
 from rlhf_npu.config.data import DataConfig
-from rlhf_npu.config.keys import ConfigNode, Problem
+from rlhf_npu.config.keys import ConfigNode, Leaf, Problem, leaves
 from rlhf_npu.config.reward import RewardConfig
 from rlhf_npu.config.trainer import TrainerConfig
 from rlhf_npu.errors import ConfigError
@@ -70,6 +70,10 @@ class PPOConfig(ConfigNode):
 
     def _batch_problems(self, wrong_keys: set[str]) -> list[Problem]:
         return [] if wrong_keys & batch_math.KEYS else BatchMath.from_config(self).problems()
+
+
+LEAVES: dict[str, Leaf] = {leaf.key: leaf for leaf in leaves(PPOConfig)}
+KEYS = set(LEAVES) | {key.rsplit(".", depth)[0] for key in LEAVES for depth in range(1, key.count(".") + 1)}
 
 
 def problem_list(problems: Sequence[Problem | str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_npu.config.keys import AT_LEAST_ONE, NOT_NEGATIVE, ConfigNode, key
+from rlhf_npu.config.keys import AT_LEAST_ONE, NOT_NEGATIVE, SEED, ConfigNode, key
 
 
 @dataclass
@@ -19,7 +19,7 @@ class TrainerConfig(ConfigNode):
     val_before_train: bool = key("validate before the first step", True)
     test_freq: int = key("steps between validations; 0 = only after the last", within=NOT_NEGATIVE)
     save_freq: int = key("steps between checkpoints; 0 = only after the last", 0, within=NOT_NEGATIVE)
-    default_local_dir: str = key("output folder")
+    default_local_dir: str = key("output folder", path=True)
     logger: list[str] = key("where metrics go", choices=("console", "jsonl", "tensorboard", "wandb"))
     project_name: str = key("group of runs, for trackers", "rlhf_npu")
     experiment_name: str = key("this run, for trackers")
@@ -27,7 +27,7 @@ class TrainerConfig(ConfigNode):
     on_engine_mismatch: str = key(
         "when trainer and rollout engine score the same tokens differently", "error", choices=("error", "warn")
     )
-    seed: int = key("seed of sampling and of new weights", 1, within=NOT_NEGATIVE)
+    seed: int = key("seed of sampling and of new weights", 1, within=SEED)
 
     @property
     def world_size(self) -> int:

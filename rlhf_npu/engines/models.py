@@ -13,35 +13,29 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from rlhf_npu.config import ModelConfig
+from rlhf_npu.edges import errors_as
 from rlhf_npu.engines.attention import attention_implementation
 from rlhf_npu.engines.dropout import noise_as_configured, switch_off_noise
-from rlhf_npu.errors import ModelError
-
-
-def check_model(path: str) -> Path:
-    """The folder of a model.
-
-    Raises:
-        ModelError: there is no such folder, or it has no config.json or no safetensors.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ModelError(f"model folder {path!r} does not exist; give a local folder in Hugging Face format")
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"model folder {path!r} has no config.json; is it a Hugging Face model?")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"model folder {path!r} has no *.safetensors; save it with save_pretrained")
-    return folder
+from rlhf_npu.engines.model_folder import GENERATION_CONFIG, declared_stop_ids
+from rlhf_npu.errors import ModelError, SaveError
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model; EOS stands in for a missing padding token."""
-    tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+    """The tokenizer beside the model; EOS stands in for a missing padding token.
+
+    Raises:
+        ModelError: transformers cannot load it, or it has no EOS token.
+    """
+    with errors_as(ModelError, f"the tokenizer in {model.path!r} cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ModelError(f"{model.path!r} holds no tokenizer; save one there with save_pretrained")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {model.path!r} has no EOS token; responses could never finish")
     if tokenizer.pad_token_id is None:
@@ -51,11 +45,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
 def stop_token_ids(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a response: the tokenizer's EOS and those of the model's generation config."""
-    stops = {tokenizer.eos_token_id}
-    if (Path(model.path) / "generation_config.json").is_file():
-        declared = GenerationConfig.from_pretrained(model.path).eos_token_id
-        stops |= set(declared if isinstance(declared, list) else [declared])
-    return sorted(stops - {None})
+    return sorted({tokenizer.eos_token_id, *declared_stop_ids(Path(model.path))})
 
 
 def load_policy(model: ModelConfig) -> PreTrainedModel:
@@ -91,15 +81,33 @@ def save_policy(
     weights: dict[str, torch.Tensor],
     folder: Path,
 ) -> None:
-    """Write `weights` in Hugging Face format; `folder` appears whole or not at all."""
+    """Write `weights` in Hugging Face format; `folder` appears whole or not at all.
+
+    Raises:
+        SaveError: it could not be written; names the folder with what was written.
+    """
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with noise_as_configured(policy):
-        policy.save_pretrained(partial, state_dict=weights)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with errors_as(SaveError, f"the policy could not be saved as {folder}; what was written of it is in {partial}"):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        # What is saved is the file that came with the model; this one only has to pass transformers' checks.
+        policy.generation_config = GenerationConfig.from_dict(
+            {name: getattr(policy.config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        )
+        with noise_as_configured(policy):
+            policy.save_pretrained(partial, state_dict=weights)
+            save_surroundings(policy.config, tokenizer, Path(policy.name_or_path), partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+
+def save_surroundings(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, source: Path, folder: Path) -> None:
+    """Write what a model folder holds beside the weights: the generation config and code as they are in `source`."""
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for file in (source / GENERATION_CONFIG, *source.glob("*.py")):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
 
 
 def _arguments(model: ModelConfig) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def _device(text: str) -> str:
 
 
 def _model(text: str) -> str:
-    from rlhf_npu.engines.models import check_model
+    from rlhf_npu.engines.model_folder import check_model
     from rlhf_npu.errors import ModelError
 
     try:

@@ -13,18 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_npu.config import BatchMath, PPOConfig
 from rlhf_npu.data.builtin import resolve
 from rlhf_npu.data.loader import PromptLoader
 from rlhf_npu.data.prompts import PromptDataset, PromptSample, load_prompts
-from rlhf_npu.engines.models import check_model, load_tokenizer
+from rlhf_npu.engines.model_fit import check_fit, check_prompt_ids
+from rlhf_npu.engines.model_folder import check_model
 from rlhf_npu.errors import DeviceError
 from rlhf_npu.platform import PLATFORMS, Platform, detect_platform
+from rlhf_npu.trainer.driver_log import logged_traceback
 from rlhf_npu.trainer.function_check import FunctionCheck
 from rlhf_npu.trainer.learning_curve import draw_learning_curve
 from rlhf_npu.trainer.output import OutputFolder
 from rlhf_npu.trainer.ppo import PPOTrainer
+from rlhf_npu.trainer.rehearsal import rehearse_end
 from rlhf_npu.trainer.start_checks import check_data_and_reward
 from rlhf_npu.trainer.terminal import Terminal
 from rlhf_npu.trainer.trackers import Trackers
@@ -43,17 +47,21 @@ def train_ppo(config: PPOConfig) -> None:
     platform = detect_platform(config.trainer.device)
     check_devices(config, platform)
     local = with_local_paths(config)
-    prompts, held_out = load_data(local)
+    policy, tokenizer = check_fit(local)
+    prompts, held_out = load_data(local, tokenizer)
+    check_prompt_ids((prompts, held_out), tokenizer, policy.vocabulary)
     loader = PromptLoader(prompts, config.data.train_batch_size, config.data.shuffle, config.data.seed)
     total_steps = config.trainer.total_training_steps or config.trainer.total_epochs * len(loader)
+    warnings = rehearse_end(local, policy, tokenizer, total_steps)
 
     terminal = Terminal(total_steps)
     terminal.console.print(BatchMath.from_config(config).table())
     terminal.console.print(f"{describe(prompts, 'training')}; {describe(held_out, 'held-out')}")
+    terminal.warn(*warnings)
     check_data_and_reward(local, [prompts, held_out], terminal)
     output = OutputFolder(config.trainer.default_local_dir)
     output.create(config)
-    with interruptible(terminal, output):
+    with logged_traceback(output.path / "logs" / "driver.log"), interruptible(terminal, output):
         run(local, platform, loader, list(held_out), total_steps, terminal, output)
 
 
@@ -120,9 +128,8 @@ def local_function(function: str) -> str:
     return f"{Path(file).expanduser().absolute()}:{name}" if file.endswith(".py") else function
 
 
-def load_data(config: PPOConfig) -> tuple[PromptDataset, Sequence[PromptSample]]:
+def load_data(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[PromptDataset, Sequence[PromptSample]]:
     """Training and held-out prompts as token ids."""
-    tokenizer = load_tokenizer(config.actor_rollout_ref.model)
     prompts = load_prompts(config.data.train_files, tokenizer, config.data)
     if not config.data.val_files:
         return prompts, ()

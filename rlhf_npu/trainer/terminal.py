@@ -90,9 +90,10 @@ class Terminal:
         ]
         self.console.print(f"step {step}/{self._total_steps}  " + "  ".join(shown + held_out), soft_wrap=True)
 
-    def warn(self, message: str) -> None:
-        """Print what a person should look at."""
-        self.console.print(Text.assemble(("warning: ", "bold yellow"), message), soft_wrap=True)
+    def warn(self, *warnings: str) -> None:
+        """Print one line a warning."""
+        for warning in warnings:
+            self.console.print(Text.assemble(("warning: ", "bold yellow"), warning), soft_wrap=True)
 
     def close(self) -> None:
         """Take the progress bar away."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlhf_npu.config import PPOConfig
+from omegaconf import OmegaConf
+
+from rlhf_npu.config import PPOConfig, TrainerConfig
+from rlhf_npu.edges import errors_as, one_line
+from rlhf_npu.errors import ConfigError
 from rlhf_npu.trainer.metrics import Metrics
 from rlhf_npu.trainer.mismatch_watch import MismatchWatch
 from rlhf_npu.trainer.output import OutputFolder
@@ -65,7 +71,6 @@ class WandB:
 
     def __init__(self, config: PPOConfig, folder: Path) -> None:
         import wandb
-        from omegaconf import OmegaConf
 
         resolved: Any = OmegaConf.to_container(OmegaConf.structured(config))
         trainer = config.trainer
@@ -82,8 +87,48 @@ class WandB:
         self._run.finish()
 
 
+def check_trackers(config: TrainerConfig) -> None:
+    """Check that each tracker of `trainer.logger` can be opened, without opening it.
+
+    Raises:
+        ConfigError: its library is missing, or wandb would refuse the run: no key, a name that it does not take.
+    """
+    if "tensorboard" in config.logger:
+        with errors_as(ConfigError, _cannot_open("tensorboard")):
+            importlib.import_module("torch.utils.tensorboard")
+    if "wandb" in config.logger:
+        with errors_as(ConfigError, f"{_cannot_open('wandb')} (trainer.project_name={config.project_name})"):
+            import wandb
+
+            wandb.Settings(project=config.project_name, run_name=config.experiment_name)
+        _check_wandb_key()
+
+
+def _check_wandb_key() -> None:
+    if os.environ.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun"):
+        return
+    import wandb
+
+    what = f"{_cannot_open('wandb')}; run `wandb login` or set WANDB_API_KEY, or WANDB_MODE=offline to stay local"
+    with errors_as(ConfigError, what):
+        # Without a question on the terminal, where nobody may be.
+        if not wandb.login(prompt=False):
+            raise ConfigError(what)
+
+
+def _cannot_open(name: str) -> str:
+    return f"trainer.logger={name}: cannot be opened"
+
+
 class Trackers:
-    """The trackers of `trainer.logger`, as one; a context manager that closes them."""
+    """The trackers of `trainer.logger`, as one; a context manager that closes them.
+
+    A tracker that fails once the run is under way is left out from then on, with a warning on the terminal: a full
+    disk or a lost network must not cost the run.
+
+    Raises:
+        ConfigError: a tracker cannot be opened; those opened before are closed.
+    """
 
     def __init__(self, config: PPOConfig, output: OutputFolder, terminal: Terminal) -> None:
         makers: dict[str, Callable[[], Tracker]] = {
@@ -93,24 +138,44 @@ class Trackers:
             "wandb": lambda: WandB(config, output.path),
         }
         self.history: list[tuple[int, Metrics]] = []
-        self._trackers = [makers[name]() for name in config.trainer.logger]
+        self._terminal = terminal
+        self._trackers: dict[str, Tracker] = {}
+        for name in dict.fromkeys(config.trainer.logger):
+            try:
+                with errors_as(ConfigError, _cannot_open(name)):
+                    self._trackers[name] = makers[name]()
+            except ConfigError:
+                self.close()
+                raise
         relative = config.algorithm.adv_estimator == "grpo"
         watchers: list[Watcher] = [
             RewardSignal(relative, output.rollouts),
             Ungradable(output.rollouts),
             MismatchWatch(),
         ]
-        self._trackers.append(Watch(terminal, watchers))
+        self._trackers["watch"] = Watch(terminal, watchers)
 
     def __enter__(self) -> Trackers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for tracker in self._trackers:
-            tracker.close()
+        self.close()
 
     def log(self, metrics: Metrics, step: int) -> None:
         """Record `metrics` of `step` everywhere."""
         self.history.append((step, metrics))
-        for tracker in self._trackers:
-            tracker.log(metrics, step)
+        for name in list(self._trackers):
+            self._attempt(name, f"does not take step {step} and is left out from now on", "log", metrics, step)
+
+    def close(self) -> None:
+        """Close every tracker, whatever becomes of the others."""
+        for name in list(self._trackers):
+            self._attempt(name, "could not be closed; its last steps may be missing", "close")
+        self._trackers.clear()
+
+    def _attempt(self, name: str, failure: str, method: str, *arguments: Any) -> None:
+        try:
+            getattr(self._trackers[name], method)(*arguments)
+        except Exception as error:  # noqa: BLE001  # whatever a tracker's library raises
+            del self._trackers[name]
+            self._terminal.warn(f"trainer.logger={name} {failure}: {one_line(error)}")

@@ -62,13 +62,17 @@ def test_bad_input_ends_with_status_2_and_leaves_nothing(folder: Path, override:
     assert [file.name for file in folder.iterdir()] == ["program.py"]
 
 
-def test_an_error_of_the_job_is_a_message_and_a_bug_is_a_traceback(folder: Path) -> None:
+def test_an_error_of_the_job_is_a_message_and_a_bug_asks_to_be_reported(folder: Path) -> None:
     bad = run(folder, "trainer.experiment_name=bad_data")
     assert (bad.returncode, bad.stderr) == (2, "error: train.jsonl:3: not JSON\n")
     bug = run(folder, "trainer.experiment_name=bug")
     assert bug.returncode == 1
-    assert "ZeroDivisionError: a bug" in bug.stderr
-    assert "program.py" in bug.stderr
+    assert bug.stderr.startswith("internal error: ZeroDivisionError: a bug (please report it; HYDRA_FULL_ERROR=1 shows")
+    assert len(bug.stderr.splitlines()) == 1
+    whole = run(folder, "trainer.experiment_name=bug", HYDRA_FULL_ERROR="1")
+    assert whole.returncode == 1
+    assert "Traceback" in whole.stderr
+    assert "program.py" in whole.stderr
 
 
 def test_the_full_traceback_is_there_for_the_asking(folder: Path) -> None:
@@ -133,3 +137,43 @@ def test_the_entry_point_itself_refuses_before_anything_starts(tmp_path: Path) -
     assert result.returncode == 2
     assert "here it is trainer.n_devices_per_node" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_and_a_full_disk_do_not_end_the_run(folder: Path) -> None:
+    program = (folder / "program.py").read_text().replace('print("ran"', 'print("x" * 300000)\n    print("ran"')
+    (folder / "program.py").write_text(program + '\n    open("ended", "w").close()\n')
+    for end in ("| head -c 1", "> /dev/full", ">&-"):
+        line = f"{sys.executable} program.py trainer.seed=3 {end}; echo status ${{PIPESTATUS[0]}}"
+        result = _run(["bash", "-c", line], folder, {})
+        assert result.stderr == ""
+        assert result.stdout.endswith("status 0\n")
+        (folder / "ended").unlink()
+
+
+def test_a_terminal_without_unicode_gets_all_the_words(folder: Path) -> None:
+    result = run(folder, "data.train_batch_size=65", PYTHONIOENCODING="ascii", COLUMNS="20")
+    assert result.returncode == 2
+    assert "data.train_batch_size=65" in result.stderr
+    assert "UnicodeEncodeError" not in result.stderr
+    result = run(folder, "trainer.seed='ü'", PYTHONIOENCODING="ascii")
+    assert (result.returncode, "trainer.seed=\\xfc: must be a whole number" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"trainer:\n\tseed: 5\n", "small.yaml:3: not YAML: found character"),
+        (b"trainer: {seed: 5, seed: 6}\n", "small.yaml:2: not YAML: found duplicate key seed"),
+        (b"trainer: {experiment_name: \xff}\n", "small.yaml: not YAML: UnicodeDecodeError"),
+        (b"- a\n", "small.yaml: holds a list; it must hold keys and values"),
+        (b"trainer: {seed: five}\n", "In 'recipe/small': trainer"),
+    ],
+)
+def test_a_broken_file_of_ones_own_is_named(folder: Path, content: bytes, words: str) -> None:
+    recipe = folder / "mine" / "recipe" / "small.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_bytes(b"# @package _global_\n" + content)
+    result = run(folder, "--config-dir", "mine", "recipe=small")
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 2

@@ -87,3 +87,44 @@ def test_the_output_folder_carries_date_and_time() -> None:
     assert folder.parts[0] == "outputs"
     assert len(folder.parts) == 3
     assert folder.parts[1].count("-") == 2
+
+
+def test_deleting_a_key_brings_its_default_back_whatever_set_it_before() -> None:
+    config = compose_config(
+        [
+            "recipe=grpo_smollm2_chain_sum",
+            MODEL,
+            "trainer.seed=9",
+            "~trainer.seed",
+            "~actor_rollout_ref.rollout.enforce_eager",
+            "actor_rollout_ref.rollout.val_kwargs={n:4,temperature:1}",
+            "~actor_rollout_ref.rollout.val_kwargs",
+            "~critic.model.path",
+            "~actor_rollout_ref.actor.optim.betas",
+            "~data.prompt_key",
+        ]
+    )
+    rollout = config.actor_rollout_ref.rollout
+    assert (config.trainer.seed, config.critic.model.path, config.data.prompt_key) == (1, None, "prompt")
+    assert (rollout.enforce_eager, rollout.val_kwargs.n, rollout.val_kwargs.temperature) == (True, 1, 0.0)
+    assert compose_config(["~trainer.seed", "trainer.seed=3"]).trainer.seed == 3
+
+
+def test_groups_and_reward_arguments_are_deleted_as_in_hydra() -> None:
+    assert compose_config(["algorithm=grpo", "~algorithm"]).has_critic
+    assert compose_config(["algorithm=grpo", "~algorithm=grpo"]).has_critic
+    assert compose_config(["+reward.kwargs.x=3", "+reward.kwargs.y=4", "~reward.kwargs.x"]).reward.kwargs == {"y": 4}
+
+
+def test_a_path_may_begin_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = compose_config(
+        [
+            "trainer.default_local_dir=~/run",
+            "data.train_files=[~/a.jsonl,b.jsonl]",
+            "actor_rollout_ref.model.path='~/m'",
+        ]
+    )
+    assert config.trainer.default_local_dir == "/home/me/run"
+    assert config.data.train_files == ["/home/me/a.jsonl", "b.jsonl"]
+    assert config.actor_rollout_ref.model.path == "/home/me/m"

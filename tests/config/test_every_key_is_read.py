@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import rlhf_npu
-from rlhf_npu.config.explain import LEAVES
+from rlhf_npu.config.ppo import LEAVES
 
 PACKAGE = Path(rlhf_npu.__file__).parent
 PROJECT = PACKAGE.parent

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from rlhf_npu.config import PPOConfig, compose_config
 from rlhf_npu.config.compose import config_folder
-from rlhf_npu.config.explain import KEYS, LEAVES, is_known
-from rlhf_npu.config.names_elsewhere import NAMES_HERE
+from rlhf_npu.config.explain import is_known
+from rlhf_npu.config.names_elsewhere import NAMES_HERE, NOT_HERE
+from rlhf_npu.config.ppo import KEYS, LEAVES
 
 PROJECT = Path(__file__).parents[2]
 
@@ -56,6 +57,15 @@ def test_names_from_other_libraries_point_at_existing_keys_and_hide_none() -> No
     targets = re.findall(r"[a-z_]+(?:\.[a-z_]+)+(?=$|[ ,=])", " ".join(NAMES_HERE.values()))
     assert [key for key in targets if key not in KEYS and "file.py" not in key] == []
     assert set(NAMES_HERE) & KEYS == set()
+
+
+def test_names_that_are_not_here_are_not_here_and_their_reasons_name_keys_that_are() -> None:
+    parts = {part for key in KEYS for part in key.split(".")}
+    assert [name for name in NOT_HERE if name in parts or name in KEYS] == []
+    nodes = "|".join({*parts - set(LEAVES), "rollout", "model"})
+    reasons = " ".join(reason for _, reason in NOT_HERE.values())
+    named = re.findall(rf"(?<![\w./])(?:{nodes})\.[a-z_.]+[a-z_]", reasons)
+    assert [name for name in named if not any(f".{key}".endswith(f".{name}") for key in KEYS)] == []
 
 
 def test_a_checked_configuration_is_read_only_and_can_be_copied_with_changes() -> None:

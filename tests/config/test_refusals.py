@@ -39,6 +39,25 @@ def refusal(*overrides: str) -> str:
         ("algorithm=gpo", "must be one of dr_grpo, gae, grpo (did you mean grpo?)"),
         ("reward.kwargs.scale=2", "put a plus before it: +reward.kwargs.scale=2"),
         ("data.train_files=[a", "cannot read data.train_files=[a"),
+        ("=3", "cannot read =3: no key"),
+        (
+            f"{ROLLOUT}.top_p=0.9",
+            f"unknown key {ROLLOUT}.top_p; it is a key of verl, TRL and OpenRLHF and does not exist",
+        ),
+        (
+            "critic.model.use_remove_padding=true",
+            "it is a key of verl and does not exist here: micro-batches are padded",
+        ),
+        ("data.apply_chat_template_kwargs.enable_thinking=false", "a chat template gets the messages alone"),
+        ("trainer.resume_mode=auto", "it is a key of verl and does not exist here: a run saves its model"),
+        (
+            f"{ACTOR}.megatron.tensor_model_parallel_size=2",
+            "it is a key of verl and does not exist here: models are cut",
+        ),
+        ("vllm.num_engines=2", "it is a key of OpenRLHF and does not exist here"),
+        ("~nope", "unknown key nope"),
+        ("trainer=3", "trainer=3: is a group of keys; set one of them, for example trainer.device"),
+        ("+trainer.seed=3", "+trainer.seed: is there already; write it without the plus: trainer.seed=3"),
     ],
 )
 def test_unknown_keys_get_a_suggestion(override: str, expected: str) -> None:
@@ -87,6 +106,16 @@ def test_wrong_types_are_told_in_one_line(override: str, expected: str) -> None:
         ("actor_rollout_ref.model.path=???", "actor_rollout_ref.model.path=???: has no value"),
         ("data.train_files=[???]", "data.train_files[0]=???: has no value"),
         ("data.prompt_key=${data.prompts}", "data.prompts"),
+        ("data.prompt_key=${oc.env:RLHF_NPU_NOT_SET}", "data.prompt_key: KeyError raised"),
+        ("data.prompt_key=${data.prompt_key}", "data.prompt_key: Recursive interpolation detected"),
+        ("data.seed=" + "9" * 30, f"data.seed={'9' * 30}: must be at least 0 and at most 9223372036854775807"),
+        ("trainer.test_freq=3000000000", "trainer.test_freq=3000000000: must be at most 2147483647"),
+        ("data.train_batch_size=2000000000", "with rollout.n=8 a step has more than 16777216 sequences"),
+        ("trainer.experiment_name='a\0b'", r"trainer.experiment_name=a\x00b: must be text that UTF-8 can hold"),
+        ("trainer.project_name='\udcff'", r"trainer.project_name=\udcff: must be text that UTF-8 can hold"),
+        ("+reward.kwargs={a:['\udcff']}", "must be text that UTF-8 can hold"),
+        ("trainer.default_local_dir=''", "trainer.default_local_dir=: must name a file or a folder"),
+        ("trainer.default_local_dir=~nobodyhere/x", "there is no such user"),
     ],
 )
 def test_wrong_values_say_what_would_be_right(override: str, expected: str) -> None:
@@ -113,3 +142,21 @@ def test_all_problems_come_at_once() -> None:
     wrong = refusal("data.truncation=middle", "algorithm.gamma=2", "data.train_batch_size=65")
     assert wrong.startswith("the configuration has 3 problems:")
     assert "One step" in wrong
+
+
+@pytest.mark.parametrize(
+    ("deletion", "expected"),
+    [
+        ("~data.nope", "unknown key data.nope"),
+        (
+            "~trainer.default_local_dir",
+            "~trainer.default_local_dir: trainer.default_local_dir has no default to go back",
+        ),
+        ("~critic", "critic.optim.lr=???: has no value"),
+        ("~trainer.seed=2", "~trainer.seed=2: write ~trainer.seed, which brings its default back"),
+        ("~reward.kwargs.x", "~reward.kwargs.x: there is no such argument to delete"),
+        ("~reward.kwargs", "~reward.kwargs: delete its arguments one by one"),
+    ],
+)
+def test_what_cannot_be_deleted(deletion: str, expected: str) -> None:
+    assert expected in refusal(deletion)

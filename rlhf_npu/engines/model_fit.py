@@ -1,0 +1,290 @@
+"""Whether models, tokenizer and limits go together, tried without weights and before anything starts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf_npu.config import ModelConfig, PPOConfig
+from rlhf_npu.data.prompts import PromptSample
+from rlhf_npu.edges import errors_as, one_line, within_seconds
+from rlhf_npu.engines.model_folder import CONFIG, GENERATION_CONFIG, declared_stop_ids, stored_tensors
+from rlhf_npu.engines.models import load_tokenizer
+from rlhf_npu.errors import DataError, ModelError
+
+POLICY = "actor_rollout_ref.model.path"
+CRITIC = "critic.model.path"
+TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
+LENGTHS = "data.max_prompt_length + data.max_response_length"
+CHAT_TEMPLATE_SECONDS = 10.0
+# What configurations call the number of positions, and which of these decides: the smallest.
+_POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+)
+# Scaled kinds of RoPE whose max_position_embeddings counts the scaling already.
+_SCALED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model without weights.
+
+    Attributes:
+        module: on the meta device.
+        parameters: how many numbers its weights are.
+        vocabulary: token ids that it has embeddings for are below this.
+    """
+
+    module: PreTrainedModel
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.module.get_input_embeddings().weight.shape[0])
+
+
+def check_fit(config: PPOConfig) -> tuple[Skeleton, PreTrainedTokenizerBase]:
+    """Check that the policy, and the critic if there is one, can do what `config` asks of them.
+
+    Returns the policy without weights, and its tokenizer.
+
+    Raises:
+        ModelError: a model cannot be built from its folder, or weights are missing, left over or of another shape;
+            prompt and response are longer than its positions; the tokenizer has ids it does not know; its heads
+            cannot be shared out over `tensor_model_parallel_size` devices.
+    """
+    with quiet():
+        policy = build_skeleton(config.actor_rollout_ref.model, POLICY, AutoModelForCausalLM)
+        tokenizer = load_tokenizer(config.actor_rollout_ref.model)
+        _check_tensor_parallel(policy.module.config, config)
+        _check_model(policy, config.actor_rollout_ref.model, POLICY, config, tokenizer)
+        _check_chat_template(tokenizer, config.actor_rollout_ref.model.path)
+        if config.has_critic:
+            _check_critic(policy, config, tokenizer)
+    return policy, tokenizer
+
+
+def check_prompt_ids(
+    data_sets: Sequence[Sequence[PromptSample]], tokenizer: PreTrainedTokenizerBase, vocabulary: int
+) -> None:
+    """Refuse prompts with token ids that the policy has no embedding for; special tokens may have such ids.
+
+    Raises:
+        DataError: names the first such prompt and its token.
+    """
+    if not [token for token, number in tokenizer.get_vocab().items() if number >= vocabulary]:
+        return
+    for prompt in itertools.chain.from_iterable(data_sets):
+        outside = max(prompt.prompt_ids)
+        if outside >= vocabulary:
+            raise DataError(
+                f"prompt {prompt.index} ({prompt.prompt_text[:80]!r}) holds the token "
+                f"{tokenizer.convert_ids_to_tokens(outside)!r}, whose id {outside} the policy has no embedding for: "
+                f"it has {vocabulary}"
+            )
+
+
+def build_skeleton(model: ModelConfig, key: str, kind: Any) -> Skeleton:
+    """A model on the meta device, loaded as the engines load it but for the weights themselves.
+
+    Raises:
+        ModelError: transformers cannot build it, or its weights are not those that it needs.
+    """
+    file = f"{key}: {Path(model.path) / CONFIG}"
+    config = load_config(model, key)
+    stored = stored_tensors(Path(model.path))
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
+    if not 0 < layers <= len(stored):
+        raise ModelError(f"{file}: num_hidden_layers is {layers}, and the weights are {len(stored)} tensors")
+    with errors_as(ModelError, f"{file}: transformers cannot build this model"):
+        module, report = kind.from_pretrained(
+            model.path,
+            config=config,
+            trust_remote_code=model.trust_remote_code,
+            device_map="meta",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    _check_report(report, key, model.path, leftovers_matter=kind is AutoModelForCausalLM)
+    return Skeleton(module)
+
+
+def load_config(model: ModelConfig, key: str) -> PreTrainedConfig:
+    """A model's configuration.
+
+    Raises:
+        ModelError: transformers refuses it, or it is no model that continues text.
+    """
+    file = f"{key}: {Path(model.path) / CONFIG}"
+    with errors_as(ModelError, f"{file}: transformers refuses it"):
+        config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+    if config.is_encoder_decoder:
+        raise ModelError(f"{file}: model_type {config.model_type} is an encoder and a decoder; it must be a decoder")
+    return config
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' warnings and progress bars: what they say is said in our words, or said by the workers."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def positions(config: PreTrainedConfig) -> tuple[float, str]:
+    """How many tokens a model can be given, and what its configuration calls that; infinity if it sets no limit."""
+    text = config.get_text_config()
+    limits = {name: getattr(text, name, None) for name in _POSITIONS}
+    numbers = {name: limit for name, limit in limits.items() if isinstance(limit, int)}
+    if not numbers:
+        return math.inf, ""
+    name = min(numbers, key=lambda key: numbers[key])
+    return numbers[name] * _rope_factor(text), name
+
+
+def _rope_factor(config: PreTrainedConfig) -> float:
+    if "gemma3" in config.model_type:
+        return 1.0
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    factors = [kind.get("factor") for kind in kinds if kind.get("rope_type", "default") not in _SCALED_ALREADY]
+    return max([1.0, *(float(factor) for factor in factors if factor)])
+
+
+def _check_model(
+    skeleton: Skeleton, model: ModelConfig, key: str, config: PPOConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    asked = config.data.max_prompt_length + config.data.max_response_length
+    limit, name = positions(skeleton.module.config)
+    if asked > limit:
+        raise ModelError(
+            f"{LENGTHS} = {config.data.max_prompt_length} + {config.data.max_response_length} = {asked} tokens, but "
+            f"the model in {key}={model.path} has {limit:.0f} positions ({name}); lower one of the two"
+        )
+    _check_vocabulary(tokenizer, skeleton.vocabulary, f"the model in {key}={model.path}")
+    for stop in declared_stop_ids(Path(model.path)) if key == POLICY else []:
+        if stop >= skeleton.vocabulary:
+            raise ModelError(
+                f"{Path(model.path) / GENERATION_CONFIG}: eos_token_id names {stop}, but the model has only "
+                f"{skeleton.vocabulary} token ids"
+            )
+
+
+def _check_critic(policy: Skeleton, config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    path, actor = config.critic.model.path, config.actor_rollout_ref.model
+    model, key = (replace(actor, path=path), CRITIC) if path else (actor, POLICY)
+    critic = build_skeleton(model, key, AutoModel) if path else policy
+    if not isinstance(getattr(critic.module.config, "hidden_size", None), int):
+        raise ModelError(f"{key}={model.path}: its {CONFIG} has no hidden_size, which the critic's value head needs")
+    if not path:
+        return
+    _check_model(critic, model, CRITIC, config, tokenizer)
+    if any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        _check_same_tokens(load_tokenizer(model), tokenizer, path)
+
+
+def _check_same_tokens(own: PreTrainedTokenizerBase, policys: PreTrainedTokenizerBase, path: str) -> None:
+    ids, read = own.get_vocab(), policys.get_vocab()
+    other = next((token for token, number in read.items() if ids.get(token, number) != number), None)
+    if other is not None:
+        raise ModelError(
+            f"{CRITIC}={path}: its tokenizer gives {other!r} the id {ids[other]}, the policy's {read[other]}; "
+            "a critic reads the policy's token ids, so it must be made for the same tokenizer"
+        )
+
+
+def _check_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """A template is a program: one that never ends would stop the run at its first prompt, without a word."""
+    seconds = CHAT_TEMPLATE_SECONDS
+    endless = ModelError(f"the chat_template in {path!r} takes more than {seconds} s for one short message")
+    try:
+        with within_seconds(seconds, endless):
+            tokenizer.apply_chat_template([{"role": "user", "content": "1"}], tokenize=False)
+    except ModelError:
+        raise
+    except (RecursionError, MemoryError) as error:
+        raise ModelError(f"the chat_template in {path!r} cannot be rendered: {one_line(error)}") from error
+    except Exception:  # noqa: BLE001  # it may want other messages: those of the data decide
+        pass
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: int, model: str) -> None:
+    """The padding id may lie outside, since masks decide, and so may special tokens that nothing adds by itself."""
+    spared = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    spared |= {tokenizer.pad_token_id}
+    spared -= {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}
+    outside = [
+        (number, token)
+        for token, number in tokenizer.get_vocab().items()
+        if number >= vocabulary and number not in spared
+    ]
+    if outside:
+        number, token = min(outside)
+        raise ModelError(
+            f"the tokenizer has {len(outside)} tokens that {model} has no embedding for, {token!r} with id {number} "
+            f"among them: it has {vocabulary}; use the tokenizer that belongs to the model, or resize its embeddings"
+        )
+
+
+def _check_tensor_parallel(config: PreTrainedConfig, run: PPOConfig) -> None:
+    size = run.actor_rollout_ref.rollout.tensor_model_parallel_size
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", size)
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    parts = {"num_attention_heads": heads, "intermediate_size": getattr(text, "intermediate_size", None) or size}
+    for name, number in parts.items():
+        if isinstance(number, int) and number % size:
+            raise ModelError(f"{TENSOR_PARALLEL}={size}: must divide the model's {number} ({name})")
+    if kv_heads % size and size % kv_heads:
+        raise ModelError(
+            f"{TENSOR_PARALLEL}={size}: must divide the model's {kv_heads} key-value heads (num_key_value_heads), or "
+            "be a multiple of them"
+        )
+
+
+def _check_report(report: dict[str, Any], key: str, path: str, *, leftovers_matter: bool) -> None:
+    """Weights that are missing would be drawn at random, and those left over dropped, without a word."""
+    mismatched = sorted(str(item[0]) for item in report["mismatched_keys"])
+    missing, unknown = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    for names, what in (
+        (mismatched, "has weights of other shapes than its config.json says"),
+        (missing, "lacks weights that its config.json asks for"),
+        (unknown if leftovers_matter else [], "has weights that its config.json does not ask for"),
+    ):
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise ModelError(f"{key}={path}: the model {what}: {shown}")
