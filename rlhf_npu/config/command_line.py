@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import hydra
@@ -20,6 +22,7 @@ from rlhf_npu.config import help_page
 from rlhf_npu.config.compose import HYDRA_VERSION_BASE, checked, config_folder
 from rlhf_npu.config.explain import explain
 from rlhf_npu.config.ppo import PPOConfig
+from rlhf_npu.config.sweep import RefusedSweep
 from rlhf_npu.errors import RlhfNpuError
 
 BAD_INPUT = 2
@@ -46,11 +49,26 @@ def run_from_command_line(config_name: str, job: Callable[[PPOConfig], None]) ->
     overrides, folders = _read_arguments()
     _set_environment(FULL_ERROR, "1")  # so that Hydra raises what it would print in its own words
     try:
-        hydra.main(str(config_folder()), config_name, HYDRA_VERSION_BASE)(task)()
+        with _folder_of_sweep():
+            hydra.main(str(config_folder()), config_name, HYDRA_VERSION_BASE)(task)()
+    except RefusedSweep as refused:
+        _exit_with(refused.error, full_error == "1")
     except (HydraException, OmegaConfBaseException) as error:
         _exit_with(explain(error, overrides, folders), full_error == "1")
     finally:
         _set_environment(FULL_ERROR, full_error)
+
+
+@contextmanager
+def _folder_of_sweep() -> Iterator[None]:
+    """A folder for what Hydra writes about a sweep, unless the user names one: each job has its folder, as any run."""
+    chosen = any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in sys.argv)
+    if chosen or not get_args_parser().parse_args().multirun:
+        yield
+        return
+    with TemporaryDirectory(prefix="rlhf_npu_sweep_") as folder:
+        sys.argv.append(f"hydra.sweep.dir={folder}")
+        yield
 
 
 def _read_arguments() -> tuple[list[str], list[Path]]:
