@@ -33,6 +33,10 @@ class DeviceError(RlhfNpuError, RuntimeError):
     """The devices asked for are not there."""
 
 
+class ClusterError(RlhfNpuError, RuntimeError):
+    """Ray could not be started, or the cluster that RAY_ADDRESS names could not be joined."""
+
+
 class WorkerError(RlhfNpuError, RuntimeError):
     """A worker died or did not answer."""
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from rlhf_npu.interrupts import exit_at_once
+
+if __name__ == "__main__":
+    exit_at_once()  # before the imports below, which take a second, and those of the engines, which take many
+
 from rlhf_npu.config import PPOConfig, run_from_command_line
 from rlhf_npu.installation import check_installation
 

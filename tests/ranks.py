@@ -6,40 +6,36 @@ import multiprocessing
 import os
 import pickle
 import queue
-import socket
 import traceback
-import uuid
 from collections.abc import Callable
 from typing import Any
 
 from rlhf_npu.platform import CPU
-from rlhf_npu.workers.environment import Rank, free_port, static_environment
-from rlhf_npu.workers.shared_memory import WorkerProcess, remove_segments, segments_of
+from rlhf_npu.workers.environment import RUN_ID_VARIABLE, Rank, free_port, static_environment
+from rlhf_npu.workers.shared_memory import join_run, new_run_id, shared_memory_of
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds: int = 280) -> list[Any]:
     """`function(*args)` on each rank of a gloo world; results by rank, or the first rank's error."""
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
-    run_id, port = f"rlhf_npu_test_{uuid.uuid4().hex[:8]}", free_port()
+    run_id, port = new_run_id(), free_port()
     places = [Rank(rank, world_size, rank, world_size) for rank in range(world_size)]
-    processes = []
-    for place in places:
-        environment = static_environment(place, CPU, run_id)
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        with _Environment(environment):
-            process = context.Process(target=_run, args=(results, place.rank, function, args))
-            process.start()
-        processes.append(process)
-    try:
-        return _collect(results, world_size, seconds)
-    finally:
-        here = socket.gethostname()
-        segments = segments_of(WorkerProcess(here, process.pid or 0) for process in processes)
-        for process in processes:
-            process.kill()
-            process.join()
-        remove_segments(run_id, segments)
+    with shared_memory_of(run_id):
+        processes = []
+        for place in places:
+            environment = static_environment(place, CPU, run_id)
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            with _Environment(environment):
+                process = context.Process(target=_run, args=(results, place.rank, function, args))
+                process.start()
+            processes.append(process)
+        try:
+            return _collect(results, world_size, seconds)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
 
 
 class _Environment:
@@ -58,6 +54,7 @@ class _Environment:
 def _run(results: Any, rank: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     import deepspeed
 
+    join_run(os.environ[RUN_ID_VARIABLE], may_be_first=False)
     try:
         deepspeed.init_distributed(dist_backend="gloo")
         # As bytes: multiprocessing would share tensors' memory with a process that is about to end.

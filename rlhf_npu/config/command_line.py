@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import hydra
@@ -21,6 +22,7 @@ from rlhf_npu.config.explain import explain
 from rlhf_npu.config.overrides import as_hydra_takes_them
 from rlhf_npu.config.ppo import PPOConfig
 from rlhf_npu.config.streams import use_lasting_streams
+from rlhf_npu.config.sweep import RefusedSweep
 from rlhf_npu.edges import one_line
 from rlhf_npu.errors import RlhfNpuError
 
@@ -56,9 +58,12 @@ def run_from_command_line(config_name: str, job: Callable[[PPOConfig], None]) ->
         overrides, folders = _read_arguments()
         _set_environment(FULL_ERROR, "1")  # so that Hydra raises what it would print in its own words
         try:
-            hydra.main(str(config_folder()), config_name, HYDRA_VERSION_BASE)(task)()
+            with _folder_of_sweep():
+                hydra.main(str(config_folder()), config_name, HYDRA_VERSION_BASE)(task)()
         except RlhfNpuError:
             raise
+        except RefusedSweep as refused:
+            raise refused.error from None
         except Exception as error:
             if full_error == "1":
                 raise
@@ -74,6 +79,18 @@ def _checked(composed: DictConfig, overrides: list[str], folders: list[Path]) ->
         raise
     except Exception as error:  # noqa: BLE001  # what resolving an interpolation raises
         raise explain(error, overrides, folders) from None
+
+
+@contextmanager
+def _folder_of_sweep() -> Iterator[None]:
+    """A folder for what Hydra writes about a sweep, unless the user names one: each job has its folder, as any run."""
+    chosen = any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in sys.argv)
+    if chosen or not get_args_parser().parse_args().multirun:
+        yield
+        return
+    with TemporaryDirectory(prefix="rlhf_npu_sweep_") as folder:
+        sys.argv.append(f"hydra.sweep.dir={folder}")
+        yield
 
 
 def _read_arguments() -> tuple[list[str], list[Path]]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from rlhf_npu.config.keys import AT_LEAST_ONE, NOT_NEGATIVE, SEED, ConfigNode, key
+
+# The last part of the output folder's default.
+CLOCK = re.compile(r"\d\d-\d\d-\d\d")
 
 
 @dataclass
@@ -33,3 +38,8 @@ class TrainerConfig(ConfigNode):
     def world_size(self) -> int:
         """Devices in all."""
         return self.nnodes * self.n_devices_per_node
+
+    @property
+    def is_folder_by_clock(self) -> bool:
+        """Whether the output folder is named by the time, which runs of one second and the jobs of a sweep share."""
+        return CLOCK.fullmatch(Path(self.default_local_dir).name) is not None

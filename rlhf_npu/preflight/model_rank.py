@@ -20,6 +20,8 @@ from rlhf_npu.hybrid.reshard import Resharder, whole_weights
 from rlhf_npu.hybrid.same_function import FunctionReport, compare_functions, trainer_scores
 from rlhf_npu.platform import PLATFORMS, Platform
 from rlhf_npu.preflight.model_trial import Outcome, Trial
+from rlhf_npu.workers.environment import RUN_ID_VARIABLE
+from rlhf_npu.workers.shared_memory import join_run
 
 TEXT = (
     "A train leaves the station at noon and travels 60 miles an hour; a second one leaves an hour later and is faster "
@@ -34,6 +36,7 @@ DISTURBANCE = 0.02  # of a weight's own size, and so much at least: enough to se
 
 def main() -> None:
     """Run the trial that the command line describes."""
+    join_run(os.environ[RUN_ID_VARIABLE], may_be_first=False)
     description, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
     trial = Trial(**{**description, "model": ModelConfig(**description["model"])})
     try:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 from rlhf_npu.config import ModelConfig
 from rlhf_npu.platform import PLATFORMS
 from rlhf_npu.workers.environment import Rank, free_port, static_environment
-from rlhf_npu.workers.shared_memory import remove_segments
+from rlhf_npu.workers.shared_memory import new_run_id, shared_memory_of
 
 SECONDS = 900
 LAST_WORDS = 400
@@ -68,9 +67,9 @@ class Outcome:
 
 def try_model(trial: Trial) -> Iterator[Outcome]:
     """Run a trial; its outcomes as they come. One that is not right is the last."""
-    run_id = f"rlhf_npu_trial_{uuid.uuid4().hex[:8]}"
+    run_id = new_run_id()
     with tempfile.TemporaryDirectory(prefix="rlhf_npu_trial_") as folder, ExitStack() as stack:
-        stack.callback(remove_segments, run_id)
+        stack.enter_context(shared_memory_of(run_id))
         processes = _start(trial, run_id, Path(folder), stack)
         outcome = Outcome("loaded", right=False, words="")
         assert processes[0].stdout is not None

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import ray
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_npu.config import BatchMath, PPOConfig
@@ -22,19 +16,20 @@ from rlhf_npu.data.prompts import PromptDataset, PromptSample, load_prompts
 from rlhf_npu.engines.model_fit import check_fit, check_prompt_ids
 from rlhf_npu.engines.model_folder import check_model
 from rlhf_npu.errors import DeviceError
-from rlhf_npu.platform import PLATFORMS, Platform, detect_platform
+from rlhf_npu.interrupts import INTERRUPTED, interruptible, raise_if_interrupted
+from rlhf_npu.platform import Platform, detect_platform
 from rlhf_npu.trainer.driver_log import logged_traceback
 from rlhf_npu.trainer.function_check import FunctionCheck
 from rlhf_npu.trainer.learning_curve import draw_learning_curve
-from rlhf_npu.trainer.output import OutputFolder
+from rlhf_npu.trainer.output import OutputFolder, claim_folder
 from rlhf_npu.trainer.ppo import PPOTrainer
+from rlhf_npu.trainer.ray_session import check_cluster, cluster_address, ray_session
 from rlhf_npu.trainer.rehearsal import rehearse_end
 from rlhf_npu.trainer.start_checks import check_data_and_reward
 from rlhf_npu.trainer.terminal import Terminal
 from rlhf_npu.trainer.trackers import Trackers
+from rlhf_npu.workers.shared_memory import new_run_id
 from rlhf_npu.workers.worker_group import WorkerGroup
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def train_ppo(config: PPOConfig) -> None:
@@ -44,7 +39,17 @@ def train_ppo(config: PPOConfig) -> None:
         RlhfNpuError: what is wrong with the configuration, the data, the model, the devices or the reward.
         SystemExit: with code 130 after Ctrl-C, when every worker has stopped.
     """
+    try:
+        with interruptible():
+            _train(config)
+    except KeyboardInterrupt:
+        print("interrupted")
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _train(config: PPOConfig) -> None:
     platform = detect_platform(config.trainer.device)
+    check_cluster()
     check_devices(config, platform)
     local = with_local_paths(config)
     policy, tokenizer = check_fit(local)
@@ -59,10 +64,14 @@ def train_ppo(config: PPOConfig) -> None:
     terminal.console.print(f"{describe(prompts, 'training')}; {describe(held_out, 'held-out')}")
     terminal.warn(*warnings)
     check_data_and_reward(local, [prompts, held_out], terminal)
-    output = OutputFolder(config.trainer.default_local_dir)
-    output.create(config)
-    with logged_traceback(output.path / "logs" / "driver.log"), interruptible(terminal, output):
-        run(local, platform, loader, list(held_out), total_steps, terminal, output)
+    raise_if_interrupted()
+    try:
+        with claim_folder(config) as output, logged_traceback(output.path / "logs" / "driver.log"):
+            run(local, platform, loader, list(held_out), total_steps, terminal, output)
+    except KeyboardInterrupt:
+        results = f"results so far are in {output.path}" if output.kept else "training had not begun"
+        terminal.console.print(f"interrupted; all workers have stopped; {results}", soft_wrap=True)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def run(
@@ -77,10 +86,9 @@ def run(
     """Start Ray and the workers, fit, and show the results."""
     start = time.perf_counter()
     math = BatchMath.from_config(config)
-    run_id = f"rlhf_npu_{uuid.uuid4().hex[:8]}"
     with (
         ray_session(config),
-        WorkerGroup(config, platform, run_id, output.path) as workers,
+        WorkerGroup(config, platform, new_run_id(), output.path) as workers,
         Trackers(config, output, terminal) as trackers,
     ):
         with terminal.working(f"starting {workers.world_size} workers; their logs are in {output.path / 'logs'}"):
@@ -93,6 +101,8 @@ def run(
             say=terminal.say,
             warn=terminal.warn,
         )
+        check.before_training()
+        output.keep()
         PPOTrainer(config, workers, loader, held_out, check, trackers, output, total_steps).fit()
     draw_learning_curve(trackers.history, output.learning_curve)
     terminal.summary(trackers.history, str(output.path), time.perf_counter() - start)
@@ -143,7 +153,7 @@ def check_devices(config: PPOConfig, platform: Platform) -> None:
     Raises:
         DeviceError: names the key, what was asked for and what is there.
     """
-    if "RAY_ADDRESS" in os.environ:
+    if cluster_address():
         return
     wanted, present = config.trainer.n_devices_per_node, platform.count()
     if wanted > present:
@@ -163,49 +173,3 @@ def describe(prompts: Sequence[PromptSample], kind: str) -> str:
         counts += [f"{prompts.skipped} skipped" for _ in range(prompts.skipped > 0)]
         counts += [f"{prompts.truncated} truncated" for _ in range(prompts.truncated > 0)]
     return ", ".join(counts)
-
-
-@contextmanager
-def ray_session(config: PPOConfig) -> Iterator[None]:
-    """A Ray cluster for this run: the one RAY_ADDRESS names, or one of its own on this machine."""
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(**quiet)
-    else:
-        ray.init(
-            num_cpus=max(PLATFORMS["cpu"].count(), config.trainer.n_devices_per_node),
-            include_dashboard=False,
-            **quiet,
-        )
-    stop_once_on_signals()  # ray.init sets a handler of its own
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def interruptible(terminal: Terminal, output: OutputFolder) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into an orderly end; what was written so far stays whole."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    stop_once_on_signals()
-    try:
-        yield
-    except KeyboardInterrupt:
-        terminal.console.print(f"interrupted; all workers have stopped; results so far are in {output.path}")
-        raise SystemExit(130) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def stop_once_on_signals() -> None:
-    """Raise KeyboardInterrupt on the first Ctrl-C or SIGTERM; further ones would cut the clean-up short."""
-
-    def stop(*_: object) -> None:
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number in STOP_SIGNALS:
-        signal.signal(number, stop)

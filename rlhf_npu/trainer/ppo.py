@@ -50,7 +50,6 @@ class PPOTrainer:
 
     def fit(self) -> None:
         """Train for `total_steps`, validating and saving as configured, and save the final model."""
-        self._check.before_training()
         if self._config.trainer.val_before_train:
             self._trackers.log(self._validate(step=0), step=0)
         for step, prompts in self._batches():

@@ -22,6 +22,16 @@ class Rank:
     local_rank: int
     local_world_size: int
 
+    @classmethod
+    def of(cls, rank: int, world_size: int, per_node: int) -> Rank:
+        """The place of `rank` where each node has `per_node` consecutive ranks."""
+        return cls(rank, world_size, rank % per_node, per_node)
+
+    @property
+    def node(self) -> int:
+        """Which of the nodes it is on, in the order of their ranks."""
+        return self.rank // self.local_world_size
+
 
 def static_environment(rank: Rank, platform: Platform, run_id: str) -> dict[str, str]:
     """Variables known before the process starts."""
@@ -47,6 +57,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
+
+
+def worker_log(output: Path, rank: int) -> Path:
+    """The file that a worker's prints go to."""
+    return output / "logs" / f"worker_{rank}.log"
 
 
 def log_to(path: Path) -> None:

@@ -6,10 +6,11 @@ Rollouts stay here. The driver sees per-sample scalars and metrics, never tokens
 from __future__ import annotations
 
 import os
-import socket
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -19,16 +20,17 @@ from rlhf_npu.config import PPOConfig
 from rlhf_npu.data.prompts import PromptSample
 from rlhf_npu.engines.models import save_policy
 from rlhf_npu.engines.rollout import Completion
+from rlhf_npu.errors import WorkerError
 from rlhf_npu.hybrid.engine import SwitchReport
 from rlhf_npu.hybrid.reshard import whole_weights
 from rlhf_npu.hybrid.same_function import FunctionReport, agrees_with_eager_attention, compare_functions
 from rlhf_npu.platform import PLATFORMS
 from rlhf_npu.workers.advantages import add_advantages, add_token_rewards
-from rlhf_npu.workers.environment import Rank, free_port, log_to
+from rlhf_npu.workers.environment import RUN_ID_VARIABLE, Rank, free_port, log_to, worker_log
 from rlhf_npu.workers.mismatch import mismatch_over_ranks
 from rlhf_npu.workers.rollout_batch import build_batch
 from rlhf_npu.workers.scoring import write_responses
-from rlhf_npu.workers.shared_memory import WorkerProcess
+from rlhf_npu.workers.shared_memory import join_run
 from rlhf_npu.workers.tenants import Tenants, build_tenants
 
 MIB = 1 << 20
@@ -50,20 +52,36 @@ class Samples:
 class HybridWorker:
     """The class of the Ray actors. Every rank gets each call; the order of calls is that of `trainer.ppo`."""
 
-    def __init__(self, config: PPOConfig, rank: Rank, platform_name: str, output: str) -> None:
+    def __init__(self, config: PPOConfig, rank: Rank, platform_name: str, output: str, driver_node: str) -> None:
+        join_run(os.environ[RUN_ID_VARIABLE], may_be_first=ray.get_runtime_context().get_node_id() != driver_node)
         self._config = config
         self._rank = rank
         self._platform = PLATFORMS[platform_name]
         self._output = Path(output)
-        log_to(self._output / "logs" / f"worker_{rank.rank}.log")
+        self._log = worker_log(self._output, rank.rank)
+        log_to(self._log)
         self._tenants: Tenants
         self._prompts: Sequence[PromptSample] = ()
         self._completions: list[list[Completion]] = []
         self._batch: TensorDict
 
-    def process(self) -> WorkerProcess:
-        """This process, for the driver to clean up after."""
-        return WorkerProcess(socket.gethostname(), os.getpid())
+    def call(self, method: str, *args: Any) -> Any:
+        """Call `method`; what it raises is in this worker's log as well.
+
+        Raises:
+            WorkerError: it tried to end the process, as a user's function may.
+        """
+        try:
+            return getattr(self, method)(*args)
+        except (SystemExit, KeyboardInterrupt) as error:
+            traceback.print_exc()
+            raise WorkerError(
+                f"rank {self._rank.rank}: {method} raised {error!r}, which would have ended the worker; "
+                f"its log is {self._log}"
+            ) from error
+        except Exception:
+            traceback.print_exc()
+            raise
 
     def address(self) -> tuple[str, int]:
         """This node's address and a free port on it, for the ranks to meet at."""

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rlhf_npu.config import PPOConfig
 from rlhf_npu.data.prompts import PromptSample
 from rlhf_npu.errors import DeviceError, RlhfNpuError, WorkerError
+from rlhf_npu.interrupts import raise_if_interrupted
 from rlhf_npu.platform import Platform
-from rlhf_npu.workers.environment import Rank, static_environment
+from rlhf_npu.workers.deaths import cause_of_death
+from rlhf_npu.workers.environment import Rank, static_environment, worker_log
 from rlhf_npu.workers.hybrid_worker import HybridWorker
-from rlhf_npu.workers.shared_memory import WorkerProcess, remove_segments, segments_of
+from rlhf_npu.workers.shared_memory import end_run, shared_memory_of
 
 CLOSE_SECONDS = 10
+POLL_SECONDS = 1
+RESERVE_SECONDS = 60
 
 
 class WorkerGroup:
@@ -36,7 +46,8 @@ class WorkerGroup:
         self._tensor_parallel = config.actor_rollout_ref.rollout.tensor_model_parallel_size
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
-        self._processes: list[WorkerProcess] = []
+        self._other_nodes: set[str] = set()
+        self._shared_memory = ExitStack()
 
     @property
     def world_size(self) -> int:
@@ -44,8 +55,14 @@ class WorkerGroup:
         return self._config.trainer.world_size
 
     def __enter__(self) -> WorkerGroup:
-        self._group = self._reserve_devices()
-        self._actors = [self._create_actor(rank) for rank in range(self.world_size)]
+        try:
+            self._shared_memory.enter_context(shared_memory_of(self._run_id))
+            self._group = self._reserve_devices()
+            for rank in range(self.world_size):
+                self._actors.append(self._create_actor(rank))
+        except BaseException:
+            self.close(graceful=False)
+            raise
         return self
 
     def __exit__(self, exception_type: type[BaseException] | None, *_: object) -> None:
@@ -53,8 +70,7 @@ class WorkerGroup:
 
     def start(self, optimizer_steps: tuple[int, int]) -> None:
         """Build the engines on every rank."""
-        self._processes = self.call("process")
-        address, port = self._results([self._actors[0].address.remote()])[0]
+        address, port = self._results([self._actors[0].call.remote("address")])[0]
         self.call("start", address, port, optimizer_steps)
 
     def call(self, method: str, *args: Any) -> list[Any]:
@@ -64,7 +80,7 @@ class WorkerGroup:
             RlhfNpuError: what a rank raised.
             WorkerError: a rank died, or raised something else; names the rank and its log.
         """
-        return self._results([getattr(actor, method).remote(*args) for actor in self._actors])
+        return self._results([actor.call.remote(method, *args) for actor in self._actors])
 
     def call_with_prompts(self, method: str, prompts: Sequence[PromptSample], *args: Any) -> list[Any]:
         """Deal `prompts` out to the ranks in turn and call `method`; each rank sees its replica's prompts."""
@@ -72,22 +88,22 @@ class WorkerGroup:
         size = self._tensor_parallel
         replicas = [shards[rank - rank % size :][:size] for rank in range(self.world_size)]
         calls = zip(self._actors, replicas, strict=True)
-        return self._results([getattr(actor, method).remote(replica, *args) for actor, replica in calls])
+        return self._results([actor.call.remote(method, replica, *args) for actor, replica in calls])
 
     def close(self, graceful: bool) -> None:
         """Stop all workers, at once unless `graceful`, and remove what they left in shared memory.
 
-        Their placement group goes when the driver leaves Ray: to ask for its removal would wait for a minute if a
-        signal to the whole process group has ended Ray as well.
+        Nothing here asks Ray's control plane: that would wait for a minute if a signal to the whole process group has
+        ended Ray as well. The placement group goes when the driver leaves Ray.
         """
         if graceful:
-            closing = [actor.close.remote() for actor in self._actors]
+            closing = [actor.call.remote("close") for actor in self._actors]
             ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
-        segments = segments_of(self._processes)
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
-        remove_segments(self._run_id, segments)
+        self._shared_memory.close()
+        self._end_on_other_nodes()
 
     def _reserve_devices(self) -> PlacementGroup:
         trainer, resource = self._config.trainer, self._platform.ray_resource
@@ -99,38 +115,58 @@ class WorkerGroup:
                 f"for {self.world_size} x {resource}; Ray's nodes have {[int(count) for count in nodes]}; "
                 "lower one of the two, or add nodes"
             )
-        bundle = {resource: 1.0} if resource == "CPU" else {resource: 1.0, "CPU": 1.0}
-        group = placement_group([bundle] * self.world_size, strategy="PACK")
-        if not group.wait(timeout_seconds=60):
+        # One bundle a node: the devices of a node, and so a tensor-parallel group, are never spread over several.
+        devices = float(trainer.n_devices_per_node)
+        bundles = [{resource: devices, "CPU": devices} for _ in range(trainer.nnodes)]
+        group = placement_group(bundles, strategy="STRICT_SPREAD")
+        if not group.wait(timeout_seconds=RESERVE_SECONDS):
             remove_placement_group(group)
             raise DeviceError(
-                f"Ray could not reserve {self.world_size} x {resource} within 60 s; `ray status` shows who holds them"
+                f"Ray could not reserve {trainer.n_devices_per_node} x {resource} on each of {trainer.nnodes} nodes "
+                f"within {RESERVE_SECONDS} s; `ray status` shows who holds them"
             )
+        nodes = placement_group_table(group)["bundles_to_node_id"].values()
+        self._other_nodes = set(nodes) - {ray.get_runtime_context().get_node_id()}
         return group
 
     def _create_actor(self, rank: int) -> Any:
-        per_node = self._config.trainer.n_devices_per_node
-        place = Rank(rank, self.world_size, rank % per_node, per_node)
+        place = Rank.of(rank, self.world_size, self._config.trainer.n_devices_per_node)
         resource = self._platform.ray_resource
         actor = ray.remote(HybridWorker).options(
+            name=f"{self._run_id}/rank_{rank}",  # what `ray list actors` and the dashboard show
             num_cpus=1 if resource == "CPU" else 0,
             num_gpus=1 if resource == "GPU" else 0,
             resources={} if resource in ("CPU", "GPU") else {resource: 1},
             runtime_env={"env_vars": static_environment(place, self._platform, self._run_id)},
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, rank),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, place.node),
         )
-        return actor.remote(self._config, place, self._platform.name, str(self._output))
+        driver = ray.get_runtime_context().get_node_id()
+        return actor.remote(self._config, place, self._platform.name, str(self._output), driver)
+
+    def _end_on_other_nodes(self) -> None:
+        """Clean up where this process cannot. Should Ray itself have ended, the next run there will do it."""
+        task = ray.remote(num_cpus=0)(end_run)
+        with suppress(RayError):
+            ending = [
+                task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(self._run_id)
+                for node in self._other_nodes
+            ]
+            if ending:
+                ray.wait(ending, num_returns=len(ending), timeout=CLOSE_SECONDS)
+        self._other_nodes = set()
 
     def _results(self, calls: list[Any]) -> list[Any]:
         # In order of completion: a rank that failed leaves the others waiting for it in a collective.
         pending = list(calls)
         while pending:
-            done, pending = ray.wait(pending, num_returns=1)
-            self._result(done[0], calls.index(done[0]))
+            raise_if_interrupted()
+            done, pending = ray.wait(pending, num_returns=1, timeout=POLL_SECONDS)
+            for call in done:
+                self._result(call, calls.index(call))
         return ray.get(calls)
 
     def _result(self, call: Any, rank: int) -> Any:
-        log = self._output / "logs" / f"worker_{rank}.log"
+        log = worker_log(self._output, rank)
         try:
             return ray.get(call)
         except RayTaskError as error:
@@ -138,5 +174,6 @@ class WorkerGroup:
             if isinstance(cause, RlhfNpuError):
                 raise cause from error
             raise WorkerError(f"rank {rank}: {type(cause).__name__}: {cause}; its log is {log}") from error
-        except RayActorError as error:
-            raise WorkerError(f"rank {rank} died: {error}; its log is {log}") from error
+        except RayError as error:
+            raise_if_interrupted()  # a signal to all processes has ended the worker first
+            raise WorkerError(f"rank {rank} died: {cause_of_death(error)}; its log is {log}") from error
