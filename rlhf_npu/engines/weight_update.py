@@ -60,21 +60,36 @@ def updating_weights(vllm_config: Any, device: torch.device, seen: Transformatio
     Transformed layers are loaded anew by vLLM's own layerwise reload, which transforms them and copies the result to
     where it was; all others are overwritten directly. No tensor of the model moves.
     """
-    from vllm.config import set_current_vllm_config
-    from vllm.model_executor.model_loader import reload
-
     kept = [(layer, own_tensors(layer)) for layer in (*seen.transformed, *seen.derived)]
-    with set_current_vllm_config(vllm_config), torch.device(device):
-        with ExitStack() as stack:
-            for layer in seen.transformed:
-                reload.initialize_layerwise_reload(layer)
-                stack.callback(reload.finalize_layerwise_reload, layer, vllm_config.model_config)
-            yield
-        for layer in seen.derived:
-            process: Any = layer.process_weights_after_loading
-            process(vllm_config.model_config.dtype)
+    with ExitStack() as stack:
+        if seen.transformed:
+            stack.enter_context(_as_when_loading(vllm_config, device))
+            _reload_anew(seen.transformed, vllm_config, stack)
+        yield
+    if seen.derived:
+        with _as_when_loading(vllm_config, device):
+            for layer in seen.derived:
+                process: Any = layer.process_weights_after_loading
+                process(vllm_config.model_config.dtype)
     for layer, tensors in kept:
         _keep_addresses(layer, tensors)
+
+
+@contextmanager
+def _as_when_loading(vllm_config: Any, device: torch.device) -> Iterator[None]:
+    """What layers find around them when vLLM makes them; each of torch's calls is slower within it."""
+    from vllm.config import set_current_vllm_config
+
+    with set_current_vllm_config(vllm_config), torch.device(device):
+        yield
+
+
+def _reload_anew(layers: list[torch.nn.Module], vllm_config: Any, stack: ExitStack) -> None:
+    from vllm.model_executor.model_loader import reload
+
+    for layer in layers:
+        reload.initialize_layerwise_reload(layer)
+        stack.callback(reload.finalize_layerwise_reload, layer, vllm_config.model_config)
 
 
 IMPL = "impl."  # vLLM's attention layers have an implementation, which is no module
