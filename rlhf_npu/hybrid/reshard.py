@@ -55,17 +55,19 @@ class Resharder:
     def rehearse(self) -> None:
         """Reshard the weights that both engines began with: what will fail is to fail before anything was trained.
 
+        The rollout's weights are zero before it, so that one that does not arrive cannot be taken for one that did.
+
         Raises:
-            ReshardError: the rollout's weights are not the trainer's afterwards, or vLLM does not take them.
+            ReshardError: vLLM does not take all of them while it runs.
         """
+        for parameter in self._rollout.module.parameters():
+            parameter.data.zero_()
         try:
             self._transfer(self.version)
-        except ReshardError:
-            raise
         except (AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
             raise ReshardError(
-                f"models of type {self._policy.config.model_type!r} cannot be trained: vLLM does not take their "
-                f"weights while it runs ({type(error).__name__}: {error})"
+                f"models of type {self._policy.config.model_type!r} cannot be trained here: vLLM does not take new "
+                f"weights of theirs while it runs ({type(error).__name__}: {error})"
             ) from error
 
     def _transfer(self, version: int) -> ReshardReport:
@@ -81,9 +83,8 @@ class Resharder:
         sent %= MODULUS
         if received != sent:
             raise ReshardError(
-                f"reshard to version {version} of a model of type {self._policy.config.model_type!r}: the trainer "
-                f"sent weights with checksum {sent:#x}, the rollout engine holds {received:#x}; its generations would "
-                "be stale"
+                f"reshard to version {version}: the trainer sent weights with checksum {sent:#x}, the rollout engine "
+                f"holds {received:#x}; its generations would be stale"
             )
         return ReshardReport(version, sent, moved, buckets)
 

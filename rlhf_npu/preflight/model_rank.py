@@ -91,6 +91,7 @@ class _Rank:
     def run(self) -> None:
         """Compare, change the weights and reshard, at each level of sleep; save."""
         self._compare("loaded")
+        self._resharder.rehearse()
         for level in (1, 2):
             before = trainer_scores(self._policy, self._prompts)
             self._change_weights()

@@ -50,6 +50,16 @@ def test_rollout_and_trainer_score_alike_before_and_after_new_weights(tmp_path: 
     assert [(outcome.part, outcome.right) for outcome in outcomes] == [(part, True) for part in PARTS], outcomes
 
 
+@pytest.mark.slow
+def test_a_model_whose_new_weights_vllm_does_not_take_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    family = FAMILIES["gpt-oss"]
+    model = ModelConfig(path=str(family.save(tmp_path / "model")), dtype=family.dtype)
+    loaded, refused = try_model(Trial(model, "cpu"))
+    assert loaded.right
+    assert not refused.right
+    assert "models of type 'gpt_oss' cannot be trained here: vLLM does not take new weights" in refused.words
+
+
 def _exchange_experts(model_path: str) -> Any:
     from rlhf_npu.config import DataConfig, RolloutConfig
     from rlhf_npu.engines.rollout import RolloutEngine
