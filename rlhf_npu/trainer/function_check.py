@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from rlhf_npu.data.prompts import PromptSample
@@ -53,10 +54,14 @@ class FunctionCheck:
         self._compare(f"after the reshard of step {step}")
 
     def _compare(self, when: str) -> None:
+        start = time.perf_counter()
         reports: list[FunctionReport] = self._workers.call("compare_functions", self._prompts)
+        seconds = time.perf_counter() - start
         worst = max(reports, key=lambda report: (not report.same, report.worst.mean))
         if worst.same:
-            self._say(f"trainer and rollout engine compute the same function {when}: {_agreement(worst)}")
+            self._say(
+                f"trainer and rollout engine compute the same function {when}: {_agreement(worst)} ({seconds:.2f} s)"
+            )
         elif self._stops:
             raise EngineMismatchError(self._complaint(worst, when))
         else:
