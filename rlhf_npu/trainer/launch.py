@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_npu.config import PPOConfig
 from rlhf_npu.data.builtin import resolve
 from rlhf_npu.data.loader import PromptLoader
-from rlhf_npu.data.prompts import PromptDataset, PromptSample, load_prompts
+from rlhf_npu.data.problems import DataProblems
+from rlhf_npu.data.prompts import PromptDataset, PromptSample, collect_prompts
 from rlhf_npu.engines.model_fit import check_fit, check_prompt_ids
 from rlhf_npu.engines.model_folder import check_model
 from rlhf_npu.errors import DeviceError
@@ -139,12 +140,17 @@ def local_function(function: str) -> str:
 
 
 def load_data(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[PromptDataset, Sequence[PromptSample]]:
-    """Training and held-out prompts as token ids."""
-    prompts = load_prompts(config.data.train_files, tokenizer, config.data)
-    if not config.data.val_files:
-        return prompts, ()
-    held_out = load_prompts(config.data.val_files, tokenizer, config.data)
-    return prompts, held_out[: config.data.val_max_samples or None]
+    """Training and held-out prompts as token ids.
+
+    Raises:
+        DataError: what is wrong with both.
+    """
+    problems = DataProblems()
+    prompts = collect_prompts(config.data.train_files, tokenizer, config.data, problems)
+    held_out = collect_prompts(config.data.val_files, tokenizer, config.data, problems)
+    problems.check()
+    most = config.data.val_max_samples
+    return prompts, held_out[:most] if most else held_out
 
 
 def check_devices(config: PPOConfig, platform: Platform) -> None:
