@@ -1,4 +1,4 @@
-"""Modules import downwards only: entry points, trainer, workers, hybrid, engines, then what all of these share."""
+"""Modules import downwards: entry points, trainer, workers, hybrid, engines, then what all of these share."""
 
 from __future__ import annotations
 
@@ -37,3 +37,10 @@ def test_modules_import_downwards_only() -> None:
     up = [(module, other) for module in MODULES for other in imports(module) if height(other) > height(module)]
     assert len(MODULES) > 100
     assert not up
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    below = {module: set(imports(module)) for module in MODULES}
+    while free := {module for module, others in below.items() if not others & below.keys()}:
+        below = {module: others for module, others in below.items() if module not in free}
+    assert not below
