@@ -107,6 +107,7 @@ def attempt(
         assert isinstance(end.value, SystemExit)
         assert end.value.code == 2, text
         assert printed.err.startswith("error: "), text
+        assert printed.err.replace("\n", "").isprintable(), text
         assert contents(folder) == before, "a refused run has written something"
         shutil.rmtree(folder)
         return False, printed.err
@@ -537,7 +538,9 @@ def file_is_none(folder: Path, draw: Draw) -> list[str]:
     (folder / "folder.jsonl").mkdir()
     (folder / "train.csv").write_text("prompt\n1,2\n")
     names = ["empty.jsonl", "half.parquet", "folder.jsonl", "train.csv", "nowhere.jsonl", "builtin:nope/x"]
-    name = draw.in_turn([*names, "x" * 300 + ".jsonl", "y/" * 3000 + "z.jsonl", "~nobodyhere/x.jsonl"])
+    name = draw.in_turn(
+        [*names, "x" * 300 + ".jsonl", "y/" * 3000 + "z.jsonl", "~nobodyhere/x.jsonl", "'a\x1b[31m\x07.jsonl'"]
+    )
     return [f"data.train_files=[{name}]"]
 
 
@@ -600,7 +603,7 @@ REFUSED: list[tuple[Mutation, int]] = [
     (limits_do_not_fit, 11),
     (record_is_odd, 12),
     (line_is_no_json, 5),
-    (file_is_none, 9),
+    (file_is_none, 10),
     (record_holds_what_none_may, len(ODD_LINES)),
     (reward_is_broken, len(ODD_REWARDS)),
 ]
