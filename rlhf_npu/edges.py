@@ -1,4 +1,4 @@
-"""Foreign code raises what it likes; at the program's edges that becomes one line of ours."""
+"""Foreign code raises what it likes, and takes as long; at the program's edges that becomes one line of ours."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rlhf_npu.errors import RlhfNpuError
 
@@ -39,30 +40,47 @@ def errors_as(kind: type[RlhfNpuError], what: str) -> Iterator[None]:
     """Turns whatever is raised inside into `kind`.
 
     Args:
-        what: what failed; names the key or the file. The first line of the foreign error follows it.
+        what: what failed; names the key or the file. What the foreign error says follows it.
     """
     try:
         yield
     except (RlhfNpuError, KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:  # Rust's panics are no Exceptions, and some code ends the process by SystemExit
-        raise kind(f"{what}: {one_line(error)}") from error
+        said = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        raise kind(f"{what}: {said}") from error
 
 
 def one_line(error: BaseException) -> str:
-    """An error in one line of at most 300 characters; its type where the words alone would not say much."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    words = [line.strip() for line in _words(error).splitlines() if line.strip()]
-    if not words:
-        return type(error).__name__
-    text = " ".join(words[:2]) if words[0].endswith(":") else words[0]
-    shown = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
-    return f"{type(error).__name__}: {shown}"
+    """An error's type and words, in one line that any terminal can print."""
+    words = words_of(error)
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
-def _words(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
+    """The first 300 characters of what an error says, as one line that any terminal can print; may be empty."""
     try:
-        return str(error)
-    except Exception:  # noqa: BLE001  # an error whose own words cannot be had
-        return ""
+        text = " ".join(str(error).split())
+    except Exception as second:  # noqa: BLE001  # the class is a user's
+        text = f"(its text raises {type(second).__name__})"
+    return printable(text) if len(text) <= _LONGEST else printable(text[:_LONGEST]) + "..."
+
+
+def printable(text: str) -> str:
+    """`text` with control characters, halves of surrogate pairs and the like as Python escapes them."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def repr_of(value: Any) -> str:
+    """The `repr` of something of a user's, whose `repr` may fail as well."""
+    try:
+        return repr(value)
+    except Exception as error:  # noqa: BLE001  # the class is a user's
+        return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -51,13 +51,3 @@ class ReshardError(RlhfNpuError, RuntimeError):
 
 class EngineMismatchError(RlhfNpuError, RuntimeError):
     """Trainer and rollout engine compute different functions on the same weights."""
-
-
-def in_one_line(error: BaseException, limit: int = 300) -> str:
-    """The text of what foreign code raised, as a message can hold it: one line that any terminal can print."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception as second:  # noqa: BLE001  # the class is a user's
-        text = f"(its text raises {type(second).__name__})"
-    printable = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text[:limit])
-    return printable or type(error).__name__

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from rlhf_npu.platform import CPU
-from rlhf_npu.workers.environment import RUN_ID_VARIABLE, Rank, free_port, static_environment
-from rlhf_npu.workers.shared_memory import join_run, new_run_id, shared_memory_of
+from rlhf_npu.run_id import RUN_ID_VARIABLE, new_run_id
+from rlhf_npu.workers.environment import Rank, free_port, static_environment
+from rlhf_npu.workers.shared_memory import join_run, shared_memory_of
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds: int = 280) -> list[Any]:

@@ -6,15 +6,11 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from rlhf_npu.config.keys import Problem
-
-if TYPE_CHECKING:
-    from rlhf_npu.config.ppo import PPOConfig
 
 TRAIN_BATCH = "data.train_batch_size"
 MINI_BATCH = "actor_rollout_ref.actor.ppo_mini_batch_size"
@@ -24,7 +20,7 @@ OLD_LOG_PROB_MICRO = "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_de
 REF_LOG_PROB_MICRO = "actor_rollout_ref.ref.log_prob_micro_batch_size_per_device"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 LARGEST_BATCH = 1 << 24
-KEYS = frozenset(
+KEYS_OF_A_BATCH = frozenset(
     {
         TRAIN_BATCH,
         MINI_BATCH,
@@ -71,26 +67,6 @@ class BatchMath:
     ref_log_prob_micro_batch: int | None
     actor_epochs: int
     critic_epochs: int
-
-    @classmethod
-    def from_config(cls, config: PPOConfig) -> BatchMath:
-        policy, critic = config.actor_rollout_ref, config.critic
-        return cls(
-            prompts=config.data.train_batch_size,
-            responses_per_prompt=policy.rollout.n,
-            mini_batch_prompts=policy.actor.ppo_mini_batch_size,
-            nodes=config.trainer.nnodes,
-            devices_per_node=config.trainer.n_devices_per_node,
-            tensor_parallel=policy.rollout.tensor_model_parallel_size,
-            actor_micro_batch=policy.actor.ppo_micro_batch_size_per_device,
-            old_log_prob_micro_batch=policy.rollout.log_prob_micro_batch_size_per_device,
-            critic_micro_batch=critic.ppo_micro_batch_size_per_device if config.has_critic else None,
-            ref_log_prob_micro_batch=(
-                policy.ref.log_prob_micro_batch_size_per_device if config.has_reference else None
-            ),
-            actor_epochs=policy.actor.ppo_epochs,
-            critic_epochs=critic.ppo_epochs,
-        )
 
     @property
     def devices(self) -> int:

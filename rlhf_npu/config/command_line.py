@@ -23,7 +23,7 @@ from rlhf_npu.config.overrides import as_hydra_takes_them
 from rlhf_npu.config.ppo import PPOConfig
 from rlhf_npu.config.streams import use_lasting_streams
 from rlhf_npu.config.sweep import RefusedSweep
-from rlhf_npu.edges import one_line
+from rlhf_npu.edges import one_line, printable
 from rlhf_npu.errors import RlhfNpuError
 
 BUG, BAD_INPUT = 1, 2
@@ -141,5 +141,6 @@ def _where_the_traceback_is(error: Exception) -> str:
 
 
 def _print_error(title: str, message: str, remark: str) -> None:
-    text = Text.assemble((f"{title}: ", "bold red"), message, (f" ({remark})" if remark else "", "dim"))
+    lines = "\n".join(map(printable, message.split("\n")))  # names of files and keys may hold what terminals obey
+    text = Text.assemble((f"{title}: ", "bold red"), lines, (f" ({remark})" if remark else "", "dim"))
     Console(stderr=True).print(text, soft_wrap=True)

@@ -20,7 +20,7 @@ from rlhf_npu.config.keys import Leaf, Problem, did_you_mean, nearest_choice, sp
 from rlhf_npu.config.names_elsewhere import name_here, why_not_here
 from rlhf_npu.config.overrides import deletable
 from rlhf_npu.config.ppo import KEYS, LEAVES, PPOConfig, problem_list
-from rlhf_npu.edges import one_line
+from rlhf_npu.edges import causes, one_line
 from rlhf_npu.errors import ConfigError
 
 FREE_NODE = "reward.kwargs."
@@ -158,7 +158,7 @@ def _type_name(leaf: Leaf, value: Any) -> str:
 
 def _in_yaml(error: Exception, folders: Sequence[Path]) -> str:
     """The message for what no override caused: a YAML file, or Hydra itself."""
-    links = list(_chain(error))
+    links = list(causes(error))
     cause = next((link for link in links if isinstance(link, OmegaConfBaseException)), None)
     if cause is not None:
         told = _in_node(str(error), cause)
@@ -192,9 +192,3 @@ def _unreadable(folders: Sequence[Path]) -> Iterator[str]:
             else:
                 if not isinstance(content, DictConfig):
                     yield f"{file}: holds a list; it must hold keys and values"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

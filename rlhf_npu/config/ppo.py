@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from rlhf_npu.config import batch_math
 from rlhf_npu.config.actor_rollout_ref import ActorRolloutRefConfig
 from rlhf_npu.config.algorithm import AlgorithmConfig
-from rlhf_npu.config.batch_math import BatchMath
+from rlhf_npu.config.batch_math import KEYS_OF_A_BATCH, BatchMath
 from rlhf_npu.config.critic import CriticConfig
 from rlhf_npu.config.data import DataConfig
 from rlhf_npu.config.keys import ConfigNode, Leaf, Problem, leaves
@@ -38,6 +37,25 @@ class PPOConfig(ConfigNode):
         """Whether a frozen copy of the policy is built."""
         return self.actor_rollout_ref.actor.use_kl_loss or self.algorithm.use_kl_in_reward
 
+    @property
+    def batch_math(self) -> BatchMath:
+        """The arithmetic of one step."""
+        policy, critic = self.actor_rollout_ref, self.critic
+        return BatchMath(
+            prompts=self.data.train_batch_size,
+            responses_per_prompt=policy.rollout.n,
+            mini_batch_prompts=policy.actor.ppo_mini_batch_size,
+            nodes=self.trainer.nnodes,
+            devices_per_node=self.trainer.n_devices_per_node,
+            tensor_parallel=policy.rollout.tensor_model_parallel_size,
+            actor_micro_batch=policy.actor.ppo_micro_batch_size_per_device,
+            old_log_prob_micro_batch=policy.rollout.log_prob_micro_batch_size_per_device,
+            critic_micro_batch=critic.ppo_micro_batch_size_per_device if self.has_critic else None,
+            ref_log_prob_micro_batch=policy.ref.log_prob_micro_batch_size_per_device if self.has_reference else None,
+            actor_epochs=policy.actor.ppo_epochs,
+            critic_epochs=critic.ppo_epochs,
+        )
+
     def check(self) -> None:
         """Checks every key and the batch arithmetic, then freezes the configuration.
 
@@ -47,7 +65,7 @@ class PPOConfig(ConfigNode):
         found = self.problems()
         arithmetic = self._batch_problems({problem.key for problem in found})
         if found or arithmetic:
-            table = ["", BatchMath.from_config(self).text()] if arithmetic else []
+            table = ["", self.batch_math.text()] if arithmetic else []
             raise ConfigError("\n".join([problem_list([*found, *arithmetic]), *table]))
         self.freeze()
 
@@ -69,7 +87,7 @@ class PPOConfig(ConfigNode):
         return stages | ({"critic.zero_stage": self.critic.zero_stage} if self.has_critic else {})
 
     def _batch_problems(self, wrong_keys: set[str]) -> list[Problem]:
-        return [] if wrong_keys & batch_math.KEYS else BatchMath.from_config(self).problems()
+        return [] if wrong_keys & KEYS_OF_A_BATCH else self.batch_math.problems()
 
 
 LEAVES: dict[str, Leaf] = {leaf.key: leaf for leaf in leaves(PPOConfig)}

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from rlhf_npu.edges import one_line
 from rlhf_npu.errors import DataError
 
 PREFIX = "builtin:"
+CACHE_VARIABLE = "RLHF_NPU_CACHE"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def resolve(path: str) -> str:
     The first call for a task prepares it, under a lock: others who ask meanwhile wait and then share it.
 
     Raises:
-        DataError: there is no such builtin.
+        DataError: there is no such builtin, or the folder that keeps it cannot be written.
     """
     if not path.startswith(PREFIX):
         return path
@@ -58,12 +60,24 @@ def resolve(path: str) -> str:
     task = TASKS.get(name)
     if task is None or part not in task.parts:
         raise DataError(f"{path}: no such builtin; there are {', '.join(_names())}")
-    return str(_prepared_folder(name, task) / task.parts[part])
+    try:
+        return str(_prepared_folder(name, task) / task.parts[part])
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be prepared: {one_line(error)}; set {CACHE_VARIABLE} to a folder that can be written"
+        ) from error
 
 
 def cache_folder() -> Path:
-    """Where prepared tasks are kept."""
-    return Path(os.environ.get("RLHF_NPU_CACHE") or Path.home() / ".cache" / "rlhf_npu").expanduser().absolute()
+    """Where prepared tasks are kept.
+
+    Raises:
+        DataError: there is no home folder.
+    """
+    try:
+        return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "rlhf_npu").expanduser().absolute()
+    except RuntimeError as error:
+        raise DataError(f"{error} Set {CACHE_VARIABLE} to a folder that can be written") from error
 
 
 def _names() -> list[str]:

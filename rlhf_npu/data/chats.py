@@ -8,14 +8,23 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_npu.data.values import check_depth
-from rlhf_npu.errors import DataError, in_one_line
+from rlhf_npu.edges import one_line, repr_of, within_seconds
+from rlhf_npu.errors import DataError, ModelError
 
 _RIGHT = 'it must be a string, or a list of messages such as {"role": "user", "content": "text"}'
 _PROBE = "probe"
+TEMPLATE_SECONDS = 10.0
 
 
 class ChatRenderer:
-    """Writes chats as text, up to where the model answers."""
+    """Writes chats as text, up to where the model answers.
+
+    A template is a program. One that never ends would stop the run without a word, so it gets `TEMPLATE_SECONDS` for
+    each chat, and the first for which that is not enough ends the run.
+
+    Raises:
+        ModelError: the template takes longer than that, or exhausts the memory, on a short message already.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -35,6 +44,7 @@ class ChatRenderer:
 
         Raises:
             DataError: the messages are of another form, or the template refuses them or fails.
+            ModelError: the template takes more than `TEMPLATE_SECONDS`.
         """
         check_depth(messages, what)
         cleaned = self._cleaned(messages, columnar, what)
@@ -44,20 +54,29 @@ class ChatRenderer:
                 "chat_template; use an instruction-tuned model, or make the prompt a string"
             )
         try:
-            return self._apply_template(cleaned)
-        except KeyboardInterrupt:
+            return self._apply_template(cleaned, what)
+        except (KeyboardInterrupt, ModelError):
             raise
         except BaseException as error:  # a template is a program, and Rust's panics are no Exception
-            refusal = f"{what}: the tokenizer's chat template refuses the messages: {in_one_line(error)}"
+            refusal = f"{what}: the tokenizer's chat template refuses the messages: {one_line(error)}"
             raise DataError(refusal) from error
 
-    def _apply_template(self, messages: list[dict[str, Any]]) -> str:
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    def _apply_template(self, messages: list[dict[str, Any]], what: str) -> str:
+        endless = ModelError(f"{self._template()} takes more than {TEMPLATE_SECONDS:g} s for {what}")
+        with within_seconds(TEMPLATE_SECONDS, endless):
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def _template(self) -> str:
+        return f"the chat template of the tokenizer in {self._tokenizer.name_or_path!r}"
 
     def _probed(self, content: Any) -> str:
         """A user's message as the template writes it; nothing where it wants other messages."""
         try:
-            return self._apply_template([{"role": "user", "content": content}])
+            return self._apply_template([{"role": "user", "content": content}], "one short message")
+        except ModelError:
+            raise
+        except (RecursionError, MemoryError) as error:
+            raise ModelError(f"{self._template()} cannot be rendered: {one_line(error)}") from error
         except Exception:  # noqa: BLE001  # said when a message of the data is refused
             return ""
 
@@ -140,5 +159,5 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _excerpt(value: Any) -> str:
-    text = repr(value)
+    text = repr_of(value)
     return text if len(text) <= 80 else text[:80] + "..."

@@ -16,9 +16,10 @@ from rlhf_npu.data.problems import DataProblems
 from rlhf_npu.data.records import Record, read_records
 from rlhf_npu.data.sample import PromptSample
 from rlhf_npu.data.values import check_depth, check_text
-from rlhf_npu.errors import DataError, in_one_line
+from rlhf_npu.edges import one_line, repr_of
+from rlhf_npu.errors import DataError
 
-__all__ = ["PromptDataset", "PromptSample", "load_prompts"]
+__all__ = ["PromptDataset", "PromptSample", "collect_prompts", "load_prompts"]
 
 
 class PromptDataset(Sequence[PromptSample]):
@@ -78,15 +79,23 @@ def load_prompts(files: Sequence[str], tokenizer: PreTrainedTokenizerBase, confi
             nor truncated; nothing is left. Names file and row, from 1, of all that is wrong; see `DataProblems`.
     """
     problems = DataProblems()
+    dataset = collect_prompts(files, tokenizer, config, problems)
+    problems.check()
+    return dataset
+
+
+def collect_prompts(
+    files: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: DataConfig, problems: DataProblems
+) -> PromptDataset:
+    """`load_prompts` for one of several data sets: what is wrong is added to `problems`, for the caller to check."""
     prompts = list(_checked_records(files, tokenizer, config.prompt_key, problems))
     rows = list(_tokenize(prompts, tokenizer, problems))
     if not config.filter_overlong_prompts and config.truncation == "error":
         _refuse_overlong(rows, config.max_prompt_length, problems)
-    problems.check()
     limit = config.max_prompt_length
     kept = [row for row in rows if len(row[1]) <= limit or not config.filter_overlong_prompts]
-    if not kept:
-        raise DataError(
+    if rows and not kept:
+        problems.add(
             f"{', '.join(files)}: all {len(rows)} prompts are longer than "
             f"data.max_prompt_length={limit} tokens; raise it"
         )
@@ -122,7 +131,7 @@ def _check(record: Record, chats: ChatRenderer, prompt_key: str) -> _Prompt:
     ground_truth = _ground_truth(_field(value, "reward_model", location), location)
     extra_info = value.get("extra_info") or {}
     if not isinstance(extra_info, dict):
-        raise DataError(f"{location}: 'extra_info' is {repr(extra_info)[:80]}; it must be an object")
+        raise DataError(f"{location}: 'extra_info' is {repr_of(extra_info)[:80]}; it must be an object")
     check_depth(extra_info, f"{location}: 'extra_info'")
     is_chat = not isinstance(prompt, str)
     what = f"{location}: {prompt_key!r}"
@@ -142,7 +151,8 @@ def _data_source(name: Any, location: str) -> str:
     text = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
     if not isinstance(text, str) or not text.strip() or not text.isprintable():
         raise DataError(
-            f"{location}: 'data_source' is {repr(name)[:80]}; it must be a name of printable characters, such as gsm8k"
+            f"{location}: 'data_source' is {repr_of(name)[:80]}; it must be a name of printable characters, "
+            "such as gsm8k"
         )
     return text
 
@@ -190,9 +200,7 @@ def _token_ids(
         raise
     except BaseException as error:  # noqa: BLE001  # Rust's panics are no Exception; below the prompt is found
         if len(prompts) == 1:
-            problems.add(
-                f"{prompts[0].location}: the tokenizer fails on {prompts[0].text[:80]!r}: {in_one_line(error)}"
-            )
+            problems.add(f"{prompts[0].location}: the tokenizer fails on {prompts[0].text[:80]!r}: {one_line(error)}")
             return [None]
     middle = len(prompts) // 2
     halves = prompts[:middle], prompts[middle:]

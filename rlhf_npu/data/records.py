@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import pyarrow.parquet
 
 from rlhf_npu.data.problems import DataProblems
-from rlhf_npu.errors import DataError, in_one_line
+from rlhf_npu.edges import one_line
+from rlhf_npu.errors import DataError
 
 _KINDS = ".parquet, .jsonl or .json"
 _BATCH_ROWS = 1024
@@ -100,7 +102,7 @@ def _parquet_batches(path: Path) -> Iterator[Any]:
             if not twice:
                 yield from file.iter_batches(_BATCH_ROWS)
     except Exception as error:
-        raise DataError(f"{path}: not a readable Parquet file: {in_one_line(error)}") from error
+        raise DataError(f"{path}: not a readable Parquet file: {one_line(error)}") from error
     if twice:
         raise DataError(f"{path}: has the column {twice[0]!r} more than once; give each a name of its own")
 
@@ -112,7 +114,7 @@ def _row_by_row(path: Path, batch: Any, before: int, problems: DataProblems) -> 
         try:
             values += batch.slice(place, 1).to_pylist()
         except Exception as error:  # noqa: BLE001  # reported, with its row
-            problems.add(f"{path}:{before + place + 1}: a value that cannot be read: {in_one_line(error)}")
+            problems.add(f"{path}:{before + place + 1}: a value that cannot be read: {one_line(error)}")
             values.append(None)
     return values
 
@@ -159,7 +161,9 @@ def _check_is_text(path: Path) -> None:
 def _parse_json(text: str, location: str, right: str) -> Any:
     try:
         text.encode()
-        return json.loads(text, object_pairs_hook=_without_repetition)
+        return json.loads(
+            text, object_pairs_hook=_without_repetition, parse_constant=_refuse_constant, parse_float=_finite
+        )
     except UnicodeEncodeError as error:
         raise DataError(
             f"{location}: not JSON (no UTF-8 at character {error.start}); save the file as UTF-8"
@@ -168,6 +172,17 @@ def _parse_json(text: str, location: str, right: str) -> Any:
         raise DataError(f"{location}: nested too deeply to be read") from error
     except ValueError as error:
         raise DataError(f"{location}: not JSON ({error}); {right}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"JSON has no {name}, only null")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {digits[:40]} is too large")
+    return number
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+from rlhf_npu.edges import repr_of
 from rlhf_npu.errors import DataError
 
 MAX_DEPTH = 64
@@ -80,15 +81,15 @@ def _other_form(value: Any, depth: int) -> Any:
         return value.isoformat()
     if hasattr(value, "tolist"):  # arrays and tensors of any library, and numpy's scalars
         return _array_form(value, depth)
-    return _repr(value)
+    return repr_of(value)
 
 
 def _array_form(value: Any, depth: int) -> Any:
     try:
         listed = value.tolist()
     except Exception:  # noqa: BLE001  # a sparse tensor, or a class of a user's
-        return _repr(value)
-    return json_form(listed, depth - 1) if type(listed) is not type(value) else _repr(value)
+        return repr_of(value)
+    return json_form(listed, depth - 1) if type(listed) is not type(value) else repr_of(value)
 
 
 def _bytes_form(value: bytes) -> str:
@@ -100,10 +101,3 @@ def _bytes_form(value: bytes) -> str:
 
 def _key(key: Any) -> str:
     return key if isinstance(key, str) else str(json_form(key))
-
-
-def _repr(value: Any) -> str:
-    try:
-        return repr(value)
-    except Exception as error:  # noqa: BLE001  # the class is a user's
-        return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_npu.engines.vllm_plugin import SLEEP_WORKERS
+from rlhf_npu.engines.sleep_names import SLEEP_WORKERS
 
 LEVELS = (0, 1, 2)
 TAGS = ("weights", "kv_cache", "scheduling")  # vLLM's own; the last is a pause without sleep

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from allocator import InvalidArgumentError, SleepPool
-from rlhf_npu.engines.vllm_plugin import BACKEND
+from rlhf_npu.engines.sleep_names import BACKEND
 
 try:
     from vllm.device_allocator.sleep_mode_backend import SleepModeBackend, SleepModeBackendFactory

@@ -8,7 +8,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 from rlhf_npu.engines.cpu_weights import make_cpu_weights_updatable
 from rlhf_npu.engines.sleep_worker import SleepMixin
-from rlhf_npu.workers.environment import RUN_ID_VARIABLE
+from rlhf_npu.run_id import RUN_ID_VARIABLE
 
 
 class SleepCPUWorker(SleepMixin, CPUWorker):

@@ -10,16 +10,9 @@ import os
 import sys
 from typing import Any
 
+from rlhf_npu.engines.sleep_names import BACKEND, SLEEP_WORKERS, VLLMS_BACKEND
+
 SWITCH = "RLHF_NPU_SLEEP_MODE"
-# The workers whose weights and cache are in the sleep pool.
-SLEEP_WORKERS = {
-    "cpu": "rlhf_npu.engines.sleep_cpu_worker.SleepCPUWorker",
-    "cuda": "rlhf_npu.engines.sleep_gpu_worker.SleepGPUWorker",
-    "npu": "rlhf_npu.engines.sleep_npu_worker.SleepNPUWorker",
-}
-# Names of mechanisms, which vLLM has since 0.32: this one's, and vLLM's own.
-BACKEND = "sleep_pool"
-VLLMS_BACKEND = "cumem"
 
 
 def register() -> bool:

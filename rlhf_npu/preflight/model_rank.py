@@ -20,7 +20,7 @@ from rlhf_npu.hybrid.reshard import Resharder, whole_weights
 from rlhf_npu.hybrid.same_function import FunctionReport, compare_functions, trainer_scores
 from rlhf_npu.platform import PLATFORMS, Platform
 from rlhf_npu.preflight.model_trial import Outcome, Trial
-from rlhf_npu.workers.environment import RUN_ID_VARIABLE
+from rlhf_npu.run_id import RUN_ID_VARIABLE
 from rlhf_npu.workers.shared_memory import join_run
 
 TEXT = (

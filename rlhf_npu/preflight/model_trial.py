@@ -19,8 +19,9 @@ from pathlib import Path
 
 from rlhf_npu.config import ModelConfig
 from rlhf_npu.platform import PLATFORMS
+from rlhf_npu.run_id import new_run_id
 from rlhf_npu.workers.environment import Rank, free_port, static_environment
-from rlhf_npu.workers.shared_memory import new_run_id, shared_memory_of
+from rlhf_npu.workers.shared_memory import shared_memory_of
 
 SECONDS = 900
 LAST_WORDS = 400

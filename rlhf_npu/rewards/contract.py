@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from rlhf_npu.data.sample import PromptSample
-from rlhf_npu.errors import in_one_line
+from rlhf_npu.edges import repr_of
 
 Function = Callable[..., Any]
 _LARGEST = 3.4028234663852886e38  # of float32, in which rewards reach the trainer
@@ -123,18 +123,9 @@ def as_graded(value: Any) -> Graded:
 
 
 def shown(value: Any) -> str:
-    """An excerpt of the `repr` of something of a user's, whose `repr` may fail as well."""
-    try:
-        text = repr(value)
-    except Exception as error:  # noqa: BLE001  # the class is a user's
-        return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+    """An excerpt of what a function got or returned."""
+    text = repr_of(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
-
-
-def described(error: BaseException) -> str:
-    """What was raised, in one line."""
-    name, text = type(error).__name__, in_one_line(error)
-    return name if text == name else f"{name}: {text}"
 
 
 def _check_kind(function: Function) -> None:

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from rlhf_npu.config import RewardConfig
 from rlhf_npu.data.sample import PromptSample
-from rlhf_npu.errors import RewardError, in_one_line
+from rlhf_npu.edges import one_line, words_of
+from rlhf_npu.errors import RewardError
 from rlhf_npu.rewards.contract import (
     ContractError,
     Function,
@@ -19,7 +20,6 @@ from rlhf_npu.rewards.contract import (
     UngradableError,
     arguments_taken,
     as_graded,
-    described,
     offered,
     shown,
 )
@@ -64,11 +64,11 @@ class CheckedReward:
         try:
             return as_graded(self._function(**{name: available[name] for name in self._arguments}))
         except UngradableError as error:
-            return Graded(0.0, ungradable=in_one_line(error))
+            return Graded(0.0, ungradable=words_of(error) or one_line(error))
         except ContractError as error:
             raise RewardError(f"{self._where(response, sample)} {error}") from error
         except BaseException as error:  # Ctrl-C does not reach a worker: KeyboardInterrupt is the function's as well
-            raise RewardError(f"{self._where(response, sample)} raised {described(error)}") from error
+            raise RewardError(f"{self._where(response, sample)} raised {one_line(error)}") from error
 
     def _where(self, response: str, sample: PromptSample) -> str:
         place = f" ({sample.location})" if sample.file else ""
@@ -120,7 +120,7 @@ def _load_module(name: str, module: str) -> ModuleType:
     except ImportRefusedError as error:
         raise RewardError(f"reward.function={name}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise RewardError(f"reward.function={name}: cannot import {module}: {described(error)}") from error
+        raise RewardError(f"reward.function={name}: cannot import {module}: {one_line(error)}") from error
 
 
 def _file(name: str, module: str) -> Path:

@@ -9,7 +9,8 @@ from reasoning_gym.factory import DATASETS, get_score_answer_fn
 from reasoning_gym.utils import extract_answer
 
 from rlhf_npu.data.sample import PromptSample
-from rlhf_npu.rewards.contract import UngradableError, described
+from rlhf_npu.edges import one_line
+from rlhf_npu.rewards.contract import UngradableError
 
 
 def score(response: str, finished: bool, sample: PromptSample) -> float:  # noqa: ARG001
@@ -39,7 +40,7 @@ def check_sample(sample: PromptSample) -> None:
     try:
         float(verifier(str(entry["answer"]), entry))
     except Exception as error:
-        reason = f"the verifier of {sample.data_source!r} fails on its extra_info.entry: {described(error)}"
+        reason = f"the verifier of {sample.data_source!r} fails on its extra_info.entry: {one_line(error)}"
         raise UngradableError(reason) from error
 
 

@@ -113,7 +113,7 @@ def _outcome(config: RewardConfig, lines: list[dict[str, Any]], status: int | No
             f"{name} scored {trial.answered} responses of a trial within {seconds:g} s, then it was not waited for"
         )
         return Trial(trial.answered, trial.seconds, warning)
-    if status != 0:
+    if not any("finished" in line for line in lines):
         ending = f"signal {-status}" if status < 0 else f"exit status {status}"
         last = next((f": {line.strip()}" for line in reversed(log.splitlines()) if line.strip()), "")
         raise RewardError(f"{name}: it ended its process ({ending}){last[:300]}")
@@ -127,9 +127,13 @@ def _answer(request: IO[bytes], replies: IO[str]) -> None:
         for sample in samples:
             for response in ("", _as_response(sample)):
                 _write(replies, seconds=_seconds(reward, response, sample))
+        _write(replies, finished=True)
     except RewardError as error:
         text = "".join(traceback.format_exception(error))
         _write(replies, error=str(error), workers_own=_is_workers_own(error.__cause__), traceback=text)
+    except KeyboardInterrupt:  # Ctrl-C does not reach this process
+        text = f"reward.function={config.function}: it raises KeyboardInterrupt when it is imported"
+        _write(replies, error=text, workers_own=False, traceback=traceback.format_exc())
 
 
 def _seconds(reward: RewardFunction, response: str, sample: PromptSample) -> float:

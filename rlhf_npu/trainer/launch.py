@@ -9,15 +9,17 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_npu.config import BatchMath, PPOConfig
+from rlhf_npu.config import PPOConfig
 from rlhf_npu.data.builtin import resolve
 from rlhf_npu.data.loader import PromptLoader
-from rlhf_npu.data.prompts import PromptDataset, PromptSample, load_prompts
+from rlhf_npu.data.problems import DataProblems
+from rlhf_npu.data.prompts import PromptDataset, PromptSample, collect_prompts
 from rlhf_npu.engines.model_fit import check_fit, check_prompt_ids
 from rlhf_npu.engines.model_folder import check_model
 from rlhf_npu.errors import DeviceError
 from rlhf_npu.interrupts import INTERRUPTED, interruptible, raise_if_interrupted
 from rlhf_npu.platform import Platform, detect_platform
+from rlhf_npu.run_id import new_run_id
 from rlhf_npu.trainer.driver_log import logged_traceback
 from rlhf_npu.trainer.function_check import FunctionCheck
 from rlhf_npu.trainer.learning_curve import draw_learning_curve
@@ -28,7 +30,6 @@ from rlhf_npu.trainer.rehearsal import rehearse_end
 from rlhf_npu.trainer.start_checks import check_data_and_reward
 from rlhf_npu.trainer.terminal import Terminal
 from rlhf_npu.trainer.trackers import Trackers
-from rlhf_npu.workers.shared_memory import new_run_id
 from rlhf_npu.workers.worker_group import WorkerGroup
 
 
@@ -60,7 +61,7 @@ def _train(config: PPOConfig) -> None:
     warnings = rehearse_end(local, policy, tokenizer, total_steps)
 
     terminal = Terminal(total_steps)
-    terminal.console.print(BatchMath.from_config(config).table())
+    terminal.console.print(config.batch_math.table())
     terminal.console.print(f"{describe(prompts, 'training')}; {describe(held_out, 'held-out')}")
     terminal.warn(*warnings)
     check_data_and_reward(local, [prompts, held_out], terminal)
@@ -85,7 +86,7 @@ def run(
 ) -> None:
     """Start Ray and the workers, fit, and show the results."""
     start = time.perf_counter()
-    math = BatchMath.from_config(config)
+    math = config.batch_math
     with (
         ray_session(config),
         WorkerGroup(config, platform, new_run_id(), output.path) as workers,
@@ -139,12 +140,17 @@ def local_function(function: str) -> str:
 
 
 def load_data(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[PromptDataset, Sequence[PromptSample]]:
-    """Training and held-out prompts as token ids."""
-    prompts = load_prompts(config.data.train_files, tokenizer, config.data)
-    if not config.data.val_files:
-        return prompts, ()
-    held_out = load_prompts(config.data.val_files, tokenizer, config.data)
-    return prompts, held_out[: config.data.val_max_samples or None]
+    """Training and held-out prompts as token ids.
+
+    Raises:
+        DataError: what is wrong with both.
+    """
+    problems = DataProblems()
+    prompts = collect_prompts(config.data.train_files, tokenizer, config.data, problems)
+    held_out = collect_prompts(config.data.val_files, tokenizer, config.data, problems)
+    problems.check()
+    most = config.data.val_max_samples
+    return prompts, held_out[:most] if most else held_out
 
 
 def check_devices(config: PPOConfig, platform: Platform) -> None:

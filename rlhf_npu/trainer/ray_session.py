@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import AuthenticationError, RayError
 
 from rlhf_npu.config import PPOConfig
+from rlhf_npu.edges import causes, one_line
 from rlhf_npu.errors import ClusterError
 from rlhf_npu.interrupts import raise_if_interrupted, raise_once
 from rlhf_npu.platform import PLATFORMS
@@ -118,19 +119,9 @@ def _check_that_ray_answers(address: str) -> None:
 
 def _reason(error: BaseException) -> str:
     """What Ray says, in a line, with what would be right where Ray does not say it."""
-    text = f"{type(error).__name__}: {_first_line(error)}"
+    text = one_line(error)
     if TOO_LONG in str(error):
         return f"{text}; set RAY_TMPDIR to a short path"
-    if any(isinstance(cause, AuthenticationError) for cause in _causes(error)):
+    if any(isinstance(cause, AuthenticationError) for cause in causes(error)):
         return f"{text}: the cluster asks for a token; set RAY_AUTH_MODE=token, and see docs/ray_jobs.md for the token"
     return text
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "")

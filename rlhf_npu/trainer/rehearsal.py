@@ -33,16 +33,18 @@ def rehearse_end(
     Returns warnings: what lets a run begin, and perhaps not end well.
 
     Raises:
-        ConfigError: the output folder cannot be made or has no room, a tracker or the picture cannot be had.
+        ConfigError: the output folder or the home folder cannot be made, there is no room, a tracker or the picture
+            cannot be had.
         ModelError: the configuration or the tokenizer of the model cannot be saved.
     """
     parent = check_output_folder(config.trainer.default_local_dir)
+    warnings = check_home()
     check_trackers(config.trainer)
     check_learning_curve()
     with quiet():
         _check_saving(config.actor_rollout_ref.model.path, policy, tokenizer)
     _check_host_memory(config)
-    return _check_room(config, parent, policy, total_steps)
+    return [*warnings, *_check_room(config, parent, policy, total_steps)]
 
 
 def check_output_folder(path: str) -> Path:
@@ -56,16 +58,45 @@ def check_output_folder(path: str) -> Path:
     wrong = f"{OUTPUT}={path}: cannot be made"
     with errors_as(ConfigError, wrong):
         folder = Path(path).expanduser().absolute()
-        there = next(above for above in (folder, *folder.parents) if os.path.lexists(above))
+        there = _nearest(folder)
         if not there.is_dir():
             raise ConfigError(f"{wrong}: {there} is no folder")
         longest, limit = max(len(os.fsencode(part)) for part in folder.parts), os.pathconf(there, "PC_NAME_MAX")
         if longest > limit or len(os.fsencode(folder)) > os.pathconf(there, "PC_PATH_MAX") - 2 * limit // 3:
             raise ConfigError(f"{wrong}: the name is too long; a name may have {limit} bytes")
-        # Only a trial tells: permissions do not bind root, and a file system may be mounted read-only.
-        with tempfile.TemporaryDirectory(prefix=".rlhf_npu_", dir=there):
-            pass
+        _try_writing(there)
     return there
+
+
+def check_home() -> list[str]:
+    """Check that the home folder can be written: Ray, torch and vLLM keep there what they make.
+
+    Returns a warning where it is there and cannot be written, since what they need may be in it.
+
+    Raises:
+        ConfigError: there is none, and none can be made.
+    """
+    with errors_as(ConfigError, "HOME"):
+        home = Path.home()
+    try:
+        with errors_as(ConfigError, f"HOME={home}: Ray, torch and vLLM keep files there, and it cannot be written"):
+            _try_writing(_nearest(home))
+    except ConfigError as error:
+        if home.is_dir():
+            return [str(error)]
+        raise
+    return []
+
+
+def _nearest(folder: Path) -> Path:
+    """What is there of a path: itself, or the nearest above it."""
+    return next(above for above in (folder, *folder.parents) if os.path.lexists(above))
+
+
+def _try_writing(folder: Path) -> None:
+    """Only a trial tells: permissions do not bind root, and a file system may be mounted read-only."""
+    with tempfile.TemporaryDirectory(prefix=".rlhf_npu_", dir=folder):
+        pass
 
 
 def _check_saving(path: str, policy: Skeleton, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 
 from rlhf_npu.config import PPOConfig, RewardConfig
-from rlhf_npu.data.problems import DataProblems
 from rlhf_npu.data.sample import PromptSample
-from rlhf_npu.errors import ModelError, RewardError
+from rlhf_npu.errors import RewardError
 from rlhf_npu.rewards import BUILTIN_REWARDS, load_reward, load_sample_check, record_checks, trial
 from rlhf_npu.trainer.terminal import Terminal
 
@@ -18,7 +15,7 @@ _TRIED_TASKS = 16
 
 
 def check_data_and_reward(config: PPOConfig, prompts: Sequence[Sequence[PromptSample]], terminal: Terminal) -> None:
-    """Check that the model knows all tokens of the prompts, and that the reward can grade their records.
+    """Check that the reward can grade the records.
 
     A built-in reward reads the ground truths, as many as it can in a bounded time. A function of a user's scores two
     responses to one prompt of each data source, in a process of its own and in a bounded time.
@@ -30,37 +27,10 @@ def check_data_and_reward(config: PPOConfig, prompts: Sequence[Sequence[PromptSa
         DataError: names file and row of what is wrong.
         RewardError: there is no such function, it cannot be called, or it failed.
     """
-    _check_token_ids(chain.from_iterable(prompts), Path(config.actor_rollout_ref.model.path))
     if config.reward.function in BUILTIN_REWARDS:
         _check_records(config.reward, [*chain.from_iterable(prompts)], terminal)
     else:
         _try_function(config.reward, prompts, terminal)
-
-
-def _check_token_ids(samples: Iterable[PromptSample], model: Path) -> None:
-    """The tokenizer may know tokens for which the model has no embedding."""
-    size = _vocabulary_size(model)
-    problems = DataProblems()
-    for sample in samples:
-        if size is not None and max(sample.prompt_ids) >= size:
-            problems.add(
-                f"{sample.location}: the prompt has token {max(sample.prompt_ids)}, and the vocabulary of the model in "
-                f"{model} ends at {size - 1}; use the tokenizer that the model was trained with"
-            )
-    problems.check()
-
-
-def _vocabulary_size(model: Path) -> int | None:
-    """How many tokens the model has embeddings for; None where its configuration leaves that to a default."""
-    try:
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{model / 'config.json'}: not readable JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{model / 'config.json'}: a {type(config).__name__}; it must be an object")
-    text = config.get("text_config")
-    size = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
-    return size if isinstance(size, int) else None
 
 
 def _check_records(config: RewardConfig, samples: list[PromptSample], terminal: Terminal) -> None:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_npu.platform import Platform
-
-RUN_ID_VARIABLE = "RLHF_NPU_RUN_ID"
+from rlhf_npu.run_id import RUN_ID_VARIABLE
 
 
 @dataclass(frozen=True)

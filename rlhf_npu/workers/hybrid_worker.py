@@ -25,8 +25,9 @@ from rlhf_npu.hybrid.engine import SwitchReport
 from rlhf_npu.hybrid.reshard import whole_weights
 from rlhf_npu.hybrid.same_function import FunctionReport, agrees_with_eager_attention, compare_functions
 from rlhf_npu.platform import PLATFORMS
+from rlhf_npu.run_id import RUN_ID_VARIABLE
 from rlhf_npu.workers.advantages import add_advantages, add_token_rewards
-from rlhf_npu.workers.environment import RUN_ID_VARIABLE, Rank, free_port, log_to, worker_log
+from rlhf_npu.workers.environment import Rank, free_port, log_to, worker_log
 from rlhf_npu.workers.mismatch import mismatch_over_ranks
 from rlhf_npu.workers.rollout_batch import build_batch
 from rlhf_npu.workers.scoring import write_responses

@@ -11,7 +11,6 @@ import fcntl
 import os
 import secrets
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -22,18 +21,13 @@ from typing import Any
 import psutil
 
 from rlhf_npu.errors import WorkerError
+from rlhf_npu.run_id import PREFIX
 
 FOLDER = Path("/dev/shm")
-PREFIX = "rlhf_npu_"
 SUFFIX = ".lock"
 GRACE_SECONDS = 0.5
 END_SECONDS = 10
 POLL_SECONDS = 0.02
-
-
-def new_run_id() -> str:
-    """A name for a run that no other has."""
-    return f"{PREFIX}{uuid.uuid4().hex[:12]}"
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_npu.config import BatchMath, compose_config
+from rlhf_npu.config import compose_config
 from rlhf_npu.config.compose import config_folder
 
 PROJECT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def test_overrides_of_every_type_arrive_typed() -> None:
 def test_the_estimator_alone_switches_to_grpo() -> None:
     config = compose_config(["algorithm.adv_estimator=grpo"])
     assert not config.has_critic
-    assert BatchMath.from_config(config).critic_optimizer_steps == 0
+    assert config.batch_math.critic_optimizer_steps == 0
     assert config.trainer.experiment_name == "digits_grpo"
 
 
@@ -67,7 +67,7 @@ def test_algorithm_groups_give_way_to_overrides() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_passes_its_checks(recipe: str) -> None:
     config = compose_config([f"recipe={recipe}", MODEL])
-    assert not BatchMath.from_config(config).problems()
+    assert not config.batch_math.problems()
 
 
 def test_every_recipe_script_runs_a_recipe_that_exists() -> None:

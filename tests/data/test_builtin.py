@@ -25,6 +25,13 @@ def test_other_paths_stay_as_they_are(cache: Path) -> None:
     assert not cache.exists()
 
 
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "/dev/null/cache", "~nobodyhere/cache"])
+def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.setenv("RLHF_NPU_CACHE", folder)
+    with pytest.raises(DataError, match=r"et RLHF_NPU_CACHE to a folder that can be written"):
+        resolve("builtin:chain_sum/train")
+
+
 @pytest.mark.parametrize("path", ["builtin:digits", "builtin:digits/test", "builtin:gsm8k/train", "builtin:"])
 def test_an_unknown_name_is_told_those_that_exist(cache: Path, path: str) -> None:
     with pytest.raises(DataError, match=f"^{path}: no such builtin; there are .*builtin:digits/model"):

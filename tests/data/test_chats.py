@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_npu.config import DataConfig
 from rlhf_npu.data.digits import build_tokenizer
 from rlhf_npu.data.prompts import load_prompts
-from rlhf_npu.errors import DataError
+from rlhf_npu.errors import DataError, ModelError
 
 # Writes a message's keys, so that one sees what the template was given.
 KEYS = "{% for m in messages %}{{ m.role }}({{ m | list | sort | join(',') }})={{ m.content }};{% endfor %}"
@@ -149,7 +149,6 @@ def test_messages_that_are_nested_too_deeply(tmp_path: Path) -> None:
         ("{% for m in messages %}{{ m.content + 1 }}{% endfor %}", "can only concatenate str"),
         ("{{ messages[7].content }}", "list object has no element 7"),
         ("{{ 1 / 0 }}", "division by zero"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth exceeded"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
         ("{% if %}", "Expected an expression"),
         ("{{ messages | nothing }}", "No filter named 'nothing'"),
@@ -160,3 +159,20 @@ def test_whatever_a_template_raises_names_the_row(tmp_path: Path, template: str,
     path = lines(tmp_path, [USER])
     refuses(path, template, f"{path}:1: 'prompt': the tokenizer's chat template refuses the messages: ")
     refuses(path, template, reason)
+
+
+def test_a_template_that_calls_itself_without_end(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot be rendered: RecursionError: maximum recursion depth exceeded"):
+        load(lines(tmp_path, [USER]), "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}")
+
+
+@pytest.mark.parametrize(("asked", "place"), [("probe", "one short message"), ("1 + 2", "{path}:2: 'prompt'")])
+def test_a_template_that_never_ends_for_a_message_ends_at_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, place: str
+) -> None:
+    monkeypatch.setattr("rlhf_npu.data.chats.TEMPLATE_SECONDS", 0.2)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    template = "{% if messages[0].content == '" + asked + "' %}" + endless + "{% endif %}{{ messages[0].content }}"
+    path = lines(tmp_path, [{"role": "user", "content": "3"}], [USER], *[[USER]] * 50)
+    with pytest.raises(ModelError, match=re.escape(f"takes more than 0.2 s for {place.format(path=path)}")):
+        load(path, template)

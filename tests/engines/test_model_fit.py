@@ -111,8 +111,9 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_but_for_padding_
     grown.save_pretrained(model)
     skeleton, loaded = check_fit(configured(model))
     assert (loaded.pad_token_id, skeleton.vocabulary) == (15, 15)
-    sample = PromptSample(7, (4, 16), "1<tool>", "", None, {})
-    with pytest.raises(DataError, match=r"prompt 7 .*'<tool>', whose id 16 the policy has no embedding for"):
+    sample = PromptSample(0, (4, 16), "1<tool>", "", None, {}, "a.jsonl", 7)
+    message = r"a\.jsonl:7: the prompt holds the token '<tool>', whose id 16 the policy has no embedding for"
+    with pytest.raises(DataError, match=message):
         check_prompt_ids([[sample]], loaded, skeleton.vocabulary)
     check_prompt_ids([[dataclasses.replace(sample, prompt_ids=(4, 14))]], loaded, skeleton.vocabulary)
     edit_tokenizer(model, x=30)

@@ -13,7 +13,7 @@ import pytest
 
 from rlhf_npu.engines.engine_calls import TAGS
 from rlhf_npu.engines.npu_traps import NPU_WORKER
-from rlhf_npu.engines.vllm_plugin import VLLMS_BACKEND
+from rlhf_npu.engines.sleep_names import VLLMS_BACKEND
 from tests.engines.wheel_sources import (
     PROJECT,
     Function,

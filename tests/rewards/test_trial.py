@@ -64,6 +64,7 @@ def test_each_prompt_is_answered_with_nothing_and_with_the_ground_truth(tmp_path
             "cannot import {folder}/reward.py: ModuleNotFoundError: No module named 'no_such",
         ),
         ("pass\nimport os; os._exit(1)", "it ended its process (exit status 1)"),
+        ("import os; os._exit(0)", "it ended its process (exit status 0)"),
         ("pass\nscore = 7", "{folder}/reward.py has no function 'score'"),
     ],
 )
@@ -71,6 +72,11 @@ def test_a_function_that_fails_is_refused(tmp_path: Path, body: str, message: st
     with pytest.raises(RewardError, match=re.escape(message.format(folder=tmp_path))) as caught:
         attempt(tmp_path, f"def score(response):\n    {body}\n")
     assert f"reward.function={tmp_path}/reward.py:score: " in str(caught.value)
+
+
+def test_a_file_that_raises_keyboard_interrupt(tmp_path: Path) -> None:
+    with pytest.raises(RewardError, match=r"reward\.py:score: it raises KeyboardInterrupt when it is imported"):
+        attempt(tmp_path, "raise KeyboardInterrupt\n")
 
 
 def test_the_traceback_comes_with_the_error(tmp_path: Path) -> None:

@@ -1,34 +1,51 @@
 """300 generated inputs that are broken in some way: one line and status 2, no traceback, nothing written, no Ray.
 
 Each mutation knows whether a run may begin with it. Ray's start is the line that must not be crossed: a run that
-gets there would have begun.
+gets there would have begun. The folder is claimed just before, and no refused input may come that far.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import ray
 from omegaconf import OmegaConf
 
 from rlhf_npu import main_ppo
+from rlhf_npu.config import PPOConfig
 from rlhf_npu.config.ppo import LEAVES
+from rlhf_npu.trainer import launch
+from rlhf_npu.trainer.output import OutputFolder, claim_folder
 from tests.tiny_model import save_tiny_model
 
 SEED = 20261125
+T = TypeVar("T")
 REWARD = "def score(response, finished, sample):\n    return float(finished)\n"
 RECORD = {"prompt": "1,2,3:", "data_source": "count", "reward_model": {"ground_truth": "4"}}
 
 
-Mutation = Callable[[Path, random.Random], "list[str] | None"]
+class Draw(random.Random):
+    """What a case is made of: drawn at random, or in turn where each of a few is to come up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(SEED + number)
+        self._number = number
+
+    def in_turn(self, options: Sequence[T]) -> T:
+        return options[self._number % len(options)]
+
+
+Mutation = Callable[[Path, Draw], "list[str] | None"]
 
 
 class RayStarted(BaseException):
@@ -53,17 +70,26 @@ def attempt(
 ) -> Callable[[Mutation, int], tuple[bool, str]]:
     """Runs the program on a mutated copy; returns whether it reached Ray, and what it printed."""
 
+    claimed: list[Path] = []
+
     def crossed(*_: Any, **__: Any) -> None:
         raise RayStarted
 
+    @contextmanager
+    def watched(config: PPOConfig) -> Iterator[OutputFolder]:
+        with claim_folder(config) as output:
+            claimed.append(output.path)
+            yield output
+
     monkeypatch.setattr(ray, "init", crossed)
+    monkeypatch.setattr(launch, "claim_folder", watched)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
     def run(mutate: Mutation, number: int) -> tuple[bool, str]:
         folder = tmp_path / str(number)
         shutil.copytree(whole, folder)
         monkeypatch.chdir(folder)
-        argv = ["main_ppo", *arguments(folder), *(mutate(folder, random.Random(SEED + number)) or [])]
+        argv = ["main_ppo", *arguments(folder), *(mutate(folder, Draw(number)) or [])]
         monkeypatch.setattr(sys, "argv", argv)
         before = contents(folder)
         capfd.readouterr()
@@ -74,10 +100,14 @@ def attempt(
         assert "Traceback" not in text
         assert "internal error" not in text
         if isinstance(end.value, RayStarted):
+            assert claimed
+            claimed.clear()
             return True, text
+        assert not claimed, text
         assert isinstance(end.value, SystemExit)
         assert end.value.code == 2, text
         assert printed.err.startswith("error: "), text
+        assert printed.err.replace("\n", "").isprintable(), text
         assert contents(folder) == before, "a refused run has written something"
         shutil.rmtree(folder)
         return False, printed.err
@@ -276,13 +306,39 @@ def tokenizer_has_no_end(folder: Path, _: random.Random) -> None:
     edit_json(folder / "model" / "tokenizer_config.json", eos_token=None)
 
 
-def template_never_ends(folder: Path, rng: random.Random) -> None:
-    loop = "{{% for {0} in range(99999) %}}{1}{{% endfor %}}"
-    endless = [
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        loop.format("a", loop.format("b", loop.format("c", ""))),
-    ]
-    (folder / "model" / "chat_template.jinja").write_text(rng.choice(endless))
+CHAT = RECORD | {"prompt": [{"role": "user", "content": "1,2,3:"}]}
+NESTED_LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+ENDLESS_TEMPLATES = [
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    NESTED_LOOPS,
+    "{% if messages[0].content == '1,2,3:' %}" + NESTED_LOOPS + "{% endif %}1",
+]
+RAISING_TEMPLATES = [
+    "{{ messages[0].content + 1 }}",
+    "{{ 1 // (messages | length - 1) }}",
+    "{{ 2.0 ** (9999 + messages | length) }}",
+    "{{ '%c' | format(2 ** 31 + messages | length) }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() if messages[0].content == '1,2,3:' }}1",
+    "{{ messages[3].content.x }}",
+    r"{{ raise_exception('\x1b[31mno\ud800') }}",
+    "{% for m in messages %}",
+    "{{ messages | nope }}",
+    "{% include 'other' %}",
+    "",
+]
+
+
+def template_never_ends(folder: Path, draw: Draw) -> None:
+    write_template(folder, draw.in_turn(ENDLESS_TEMPLATES))
+
+
+def template_raises(folder: Path, draw: Draw) -> None:
+    write_template(folder, draw.in_turn(RAISING_TEMPLATES))
+
+
+def write_template(folder: Path, template: str) -> None:
+    (folder / "model" / "chat_template.jinja").write_text(template)
+    (folder / "train.jsonl").write_text((json.dumps(CHAT) + "\n") * 4)
 
 
 # --- configurations that must be refused
@@ -430,12 +486,61 @@ def line_is_no_json(folder: Path, rng: random.Random) -> None:
     (folder / "train.jsonl").write_bytes(b"\n".join(lines) + b"\n")
 
 
-def file_is_none(folder: Path, rng: random.Random) -> list[str]:
+ODD_LINES = [
+    "[" * 100_000,
+    '{"prompt":' * 100_000,
+    "9" * 5000,
+    json.dumps(RECORD | {"prompt": "1\ud800"}),
+    json.dumps(CHAT | {"prompt": [{"role": "user", "content": "1\ud800"}]}),
+    json.dumps(RECORD | {"reward_model": {"ground_truth": "\udfff"}}),
+    json.dumps(RECORD | {"reward_model": {"ground_truth": math.nan}}),
+    json.dumps(RECORD).replace('"4"', "1e400"),
+    json.dumps(RECORD).replace('"4"', "-1e400"),
+    json.dumps(RECORD).replace('"4"', "[" * 70 + "]" * 70),
+    json.dumps(RECORD | {"extra_info": {"level": -math.inf}}),
+    json.dumps(RECORD | {"data_source": ["count"]}),
+    json.dumps(RECORD | {"data_source": "\ud800"}),
+    json.dumps(RECORD | {"data_source": "a\x1b[31m"}),
+    json.dumps(RECORD | {"data_source": 1.5}),
+    json.dumps(RECORD)[:-1] + ', "prompt": "4"}',
+    json.dumps(RECORD).replace('"4"', '"4", "ground_truth": "4"'),
+    json.dumps(RECORD | {"prompt": json.dumps(CHAT["prompt"])}),
+]
+
+
+def record_holds_what_none_may(folder: Path, draw: Draw) -> None:
+    lines = [json.dumps(RECORD) for _ in range(4)]
+    lines[draw.randrange(4)] = draw.in_turn(ODD_LINES)
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+
+
+ODD_REWARDS = [
+    "import sys\nsys.exit(3)\n",
+    "raise KeyboardInterrupt\n",
+    "import os\nos._exit(0)\n",
+    "import os\ndef score(response):\n    os._exit(0)\n",
+    "def score(response:\n",
+    "score = 3\n",
+    "def score(completions):\n    return 1.0\n",
+    "def score(response):\n    raise KeyboardInterrupt\n",
+    "def score(response):\n    return 10 ** 400\n",
+    "import nowhere_to_be_found\n",
+]
+
+
+def reward_is_broken(folder: Path, draw: Draw) -> None:
+    (folder / "rewards.py").write_text(draw.in_turn(ODD_REWARDS))
+
+
+def file_is_none(folder: Path, draw: Draw) -> list[str]:
     (folder / "empty.jsonl").touch()
-    (folder / "half.parquet").write_bytes(b"PAR1" + rng.randbytes(50))
+    (folder / "half.parquet").write_bytes(b"PAR1" + draw.randbytes(50))
     (folder / "folder.jsonl").mkdir()
     (folder / "train.csv").write_text("prompt\n1,2\n")
-    name = rng.choice(["empty.jsonl", "half.parquet", "folder.jsonl", "train.csv", "nowhere.jsonl", "builtin:nope/x"])
+    names = ["empty.jsonl", "half.parquet", "folder.jsonl", "train.csv", "nowhere.jsonl", "builtin:nope/x"]
+    name = draw.in_turn(
+        [*names, "x" * 300 + ".jsonl", "y/" * 3000 + "z.jsonl", "~nobodyhere/x.jsonl", "'a\x1b[31m\x07.jsonl'"]
+    )
     return [f"data.train_files=[{name}]"]
 
 
@@ -471,23 +576,24 @@ REFUSED: list[tuple[Mutation, int]] = [
     (config_is_no_object, 8),
     (config_is_cut_off, 5),
     (config_is_not_utf8, 3),
-    (config_has_an_odd_number, 26),
+    (config_has_an_odd_number, 18),
     (config_has_an_odd_word, 16),
     (model_type_is_unknown, 12),
     (weights_are_cut_off, 10),
     (weights_have_more_bytes, 3),
-    (weights_have_an_odd_header, 13),
+    (weights_have_an_odd_header, 10),
     (weights_have_an_endless_header, 3),
     (index_is_odd, 9),
     (a_file_is_missing, 8),
     (two_sets_of_weights, 1),
     (the_folder_is_none, 6),
-    (generation_config_is_odd, 15),
-    (tokenizer_is_broken, 15),
+    (generation_config_is_odd, 12),
+    (tokenizer_is_broken, 12),
     (tokenizer_does_not_belong_to_the_model, 3),
     (tokenizer_has_no_end, 1),
-    (template_never_ends, 3),
-    (value_of_another_type, 30),
+    (template_never_ends, len(ENDLESS_TEMPLATES)),
+    (template_raises, len(RAISING_TEMPLATES)),
+    (value_of_another_type, 22),
     (key_is_misspelt, 9),
     (override_is_no_override, 18),
     (interpolation_is_odd, 9),
@@ -497,9 +603,11 @@ REFUSED: list[tuple[Mutation, int]] = [
     (limits_do_not_fit, 11),
     (record_is_odd, 12),
     (line_is_no_json, 5),
-    (file_is_none, 6),
+    (file_is_none, 10),
+    (record_holds_what_none_may, len(ODD_LINES)),
+    (reward_is_broken, len(ODD_REWARDS)),
 ]
-STARTS: list[tuple[Mutation, int]] = [(generation_config_contradicts_itself, 3), (nothing_is_wrong, 8)]
+STARTS: list[tuple[Mutation, int]] = [(generation_config_contradicts_itself, 3), (nothing_is_wrong, 6)]
 
 
 def test_there_are_three_hundred() -> None:
@@ -513,7 +621,7 @@ def test_broken_input_is_refused_in_words(
     mutate: Mutation,
     count: int,
 ) -> None:
-    monkeypatch.setattr("rlhf_npu.engines.model_fit.CHAT_TEMPLATE_SECONDS", 1.0)
+    monkeypatch.setattr("rlhf_npu.data.chats.TEMPLATE_SECONDS", 0.5)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     for number in range(count):
         started, text = attempt(mutate, number)

@@ -18,7 +18,7 @@ from rlhf_npu.errors import ConfigError
 from rlhf_npu.trainer.driver_log import logged_traceback
 from rlhf_npu.trainer.learning_curve import draw_learning_curve
 from rlhf_npu.trainer.output import OutputFolder
-from rlhf_npu.trainer.rehearsal import check_output_folder, rehearse_end
+from rlhf_npu.trainer.rehearsal import check_home, check_output_folder, rehearse_end
 from rlhf_npu.trainer.terminal import Terminal
 from rlhf_npu.trainer.trackers import Trackers, check_trackers
 from tests.tiny_model import save_tiny_model
@@ -53,6 +53,16 @@ def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path, place: 
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"^trainer\.default_local_dir=.*: cannot be made: "):
         check_output_folder(str(tmp_path / place))
+
+
+def test_a_home_folder_is_needed_and_one_that_can_be_written_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_home() == []
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    with pytest.raises(ConfigError, match=r"HOME=/proc/nowhere: .* cannot be written: "):
+        check_home()
+    monkeypatch.setenv("HOME", "/proc")
+    (warning,) = check_home()
+    assert warning.startswith("HOME=/proc: Ray, torch and vLLM keep files there, and it cannot be written: ")
 
 
 def test_room_for_one_model_is_needed_and_for_all_is_advised(

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rlhf_npu.config import PPOConfig
 from rlhf_npu.data.sample import PromptSample
-from rlhf_npu.errors import DataError, ModelError, RewardError
+from rlhf_npu.errors import DataError, RewardError
 from rlhf_npu.rewards import record_checks, trial
 from rlhf_npu.rewards.math_verify import MathGrader
 from rlhf_npu.trainer.start_checks import check_data_and_reward
@@ -22,18 +22,9 @@ from rlhf_npu.trainer.terminal import Terminal
 from tests.rewards.samples import sample
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"vocab_size": 15}')
-    return folder
-
-
-def check(model: Path, function: str, *sets: list[PromptSample], **kwargs: Any) -> str:
+def check(function: str, *sets: list[PromptSample], **kwargs: Any) -> str:
     """What the console says."""
     config = PPOConfig()
-    config.actor_rollout_ref.model.path = str(model)
     config.reward.function, config.reward.kwargs = function, kwargs
     screen = io.StringIO()
     check_data_and_reward(config, sets, Terminal(1, Console(file=screen, width=300)))
@@ -44,56 +35,58 @@ def records(*ground_truths: Any, file: str = "a.jsonl") -> list[PromptSample]:
     return [replace(sample(truth), file=file, row=row) for row, truth in enumerate(ground_truths, start=1)]
 
 
-def test_ground_truths_of_all_files_are_read(model: Path) -> None:
-    said = check(model, "math_verify", records("1", "2"), records(r"\$0.90", file="held_out.jsonl"))
+def test_ground_truths_of_all_files_are_read() -> None:
+    said = check("math_verify", records("1", "2"), records(r"\$0.90", file="held_out.jsonl"))
     assert "checking 3 ground truths for reward.function=math_verify, for 30 s at most ..." in said
     assert "checked 3 of 3 ground truths in" in said
     with pytest.raises(DataError, match=r"held_out\.jsonl:2: the ground truth '' is no mathematical expression"):
-        check(model, "math_verify", records("1"), records("1", "", file="held_out.jsonl"))
+        check("math_verify", records("1"), records("1", "", file="held_out.jsonl"))
 
 
-def test_ground_truths_that_there_was_no_time_for(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ground_truths_that_there_was_no_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_checks, "SECONDS", 0.0)
-    said = check(model, "math_verify", records("1", "2", "3"))
+    said = check("math_verify", records("1", "2", "3"))
     assert "checked 1 of 3 ground truths in 0.0 s" in said
     assert "warning: a response to a record that turns out to have no readable ground truth will get 0" in said
 
 
-def test_a_grader_that_does_not_start(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grader_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlhf_npu.rewards.math_verify._grader", MathGrader)
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(RewardError, match=r"reward\.function=math_verify: .*did not start"):
-        check(model, "math_verify", records(r"\sqrt{71}"))
+        check("math_verify", records(r"\sqrt{71}"))
 
 
-def test_a_function_answers_a_prompt_of_each_data_source(model: Path, tmp_path: Path) -> None:
+def test_a_function_answers_a_prompt_of_each_data_source(tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text("def score(data_source, response):\n    return {'test': 1.0}[data_source]\n")
     function = f"{tmp_path}/reward.py:score"
-    said = check(model, function, records(*"12345"), records("1"))
+    said = check(function, records(*"12345"), records("1"))
     assert f"trying reward.function={function} on 2 of the prompts, for 30 s at most ..." in said
     assert "the reward function scored 4 responses in 0.000 s each" in said
     other = replace(sample("6", "others"), file="a.jsonl", row=6)
     with pytest.raises(RewardError, match=r"data source 'others' \(a\.jsonl:6\), response '', it raised KeyError"):
-        check(model, function, [*records(*"12345"), other])
+        check(function, [*records(*"12345"), other])
 
 
-def test_a_function_that_takes_long_is_warned_of(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_that_takes_long_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "SECONDS", 2.0)
     (tmp_path / "reward.py").write_text("import time\ndef score(response):\n    time.sleep(600)\n")
-    said = check(model, f"{tmp_path}/reward.py:score", records("1"))
+    said = check(f"{tmp_path}/reward.py:score", records("1"))
     assert "warning: reward.function=" in said
     assert "scored 0 responses of a trial within 2 s" in said
 
 
-def test_token_ids_that_the_model_has_no_embedding_for(model: Path) -> None:
-    beyond = replace(records("1")[0], prompt_ids=(1, 15))
-    with pytest.raises(DataError, match=r"a\.jsonl:1: the prompt has token 15, and the vocabulary of .* ends at 14"):
-        check(model, "digits", [beyond])
-    (model / "config.json").write_text('{"text_config": {"vocab_size": 16}}')
-    check(model, "digits", [beyond])
-    (model / "config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"config\.json: not readable JSON"):
-        check(model, "digits", [beyond])
+def test_what_is_wrong_with_training_and_held_out_prompts_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"prompt": "1,2:"}\n')
+    command = [sys.executable, "-m", "rlhf_npu.main_ppo"]
+    files = ["data.train_files=[train.jsonl]", "data.val_files=[held_out.jsonl]"]
+    result = subprocess.run([*command, *files], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == 2
+    first, training, held_out, *_ = result.stderr.splitlines()
+    assert first == "error: the data has 2 problems:"
+    assert training.startswith("  train.jsonl:1: no 'data_source'")
+    assert held_out.startswith("  held_out.jsonl: no such file")
+    assert {path.name for path in tmp_path.iterdir()} == {"train.jsonl"}
 
 
 def test_a_function_that_exits_ends_the_command_before_anything_is_written(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from rlhf_npu.errors import WorkerError
-from rlhf_npu.workers.shared_memory import FOLDER, join_run, new_run_id, remove_leftovers, shared_memory_of
+from rlhf_npu.run_id import new_run_id
+from rlhf_npu.workers.shared_memory import FOLDER, join_run, remove_leftovers, shared_memory_of
 
 SPAWN = multiprocessing.get_context("spawn")
 

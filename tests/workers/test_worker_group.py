@@ -15,11 +15,12 @@ import pytest
 from rlhf_npu.config import compose_config
 from rlhf_npu.errors import DeviceError, WorkerError
 from rlhf_npu.platform import CPU
+from rlhf_npu.run_id import new_run_id
 from rlhf_npu.trainer.ray_session import ray_session
 from rlhf_npu.workers import worker_group
 from rlhf_npu.workers.environment import Rank
 from rlhf_npu.workers.hybrid_worker import HybridWorker
-from rlhf_npu.workers.shared_memory import FOLDER, new_run_id
+from rlhf_npu.workers.shared_memory import FOLDER
 from rlhf_npu.workers.worker_group import WorkerGroup
 
 CONFIG = compose_config()
