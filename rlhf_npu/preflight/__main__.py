@@ -19,6 +19,7 @@ _DESCRIPTION = """Checks a machine before sleep mode is relied on: versions, the
 then puts real memory to sleep and compares every byte after it woke. Ends with status 0 when nothing
 failed, 1 when something did, 2 when an option is wrong."""
 _MIB = 1 << 20
+_NOT_TRIED = Check("same scores", Status.INFO, "not tried: what it needs failed above")
 _PARTS = {
     "loaded": "same scores, as loaded",
     "level 1": "same scores, new weights",
@@ -34,9 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     report = Report(Console())
     check_machine(report, options.device, options.size)
-    if options.model is not None and not report.failed:
+    if options.model is not None:
         model = ModelConfig(options.model, options.dtype, options.attn_implementation)
-        report.add("model", _model_checks(model, report.device.partition(":")[0]))
+        report.add(
+            "model", _model_checks(model, report.device.partition(":")[0]) if not report.failed else [_NOT_TRIED]
+        )
     report.show_summary()
     if options.json is not None:
         report.write(options.json)

@@ -1,0 +1,144 @@
+"""Measures how fast new weights reach the rollout engine: a dense model and a mixture of experts of as many bytes.
+
+    python scripts/bench_reshard.py                           # sizes for a GPU or an NPU: about 5 GB each
+    python scripts/bench_reshard.py --layers 2 --hidden 64    # for a CPU
+
+Each model is made with random weights and measured in a process of its own, beside a plain copy of as many bytes on the
+device. Prints a line a model, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+
+from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
+from rlhf_npu.engines.models import load_policy
+from rlhf_npu.engines.rollout import RolloutEngine
+from rlhf_npu.hybrid.reshard import Resharder
+from rlhf_npu.hybrid.same_function import compare_functions
+from rlhf_npu.platform import Platform, detect_platform
+from rlhf_npu.preflight.tiny_models import tokenizer
+from rlhf_npu.run_id import new_run_id
+from rlhf_npu.workers.environment import Rank, free_port, static_environment
+
+BUCKET = 64 << 20
+VOCABULARY = 32000
+EXPERTS = 64
+HEAD = 32
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=8, help="(%(default)s)")
+    parser.add_argument("--hidden", type=int, default=2048, help="a multiple of 64 (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="reshards after the first (%(default)s)")
+    parser.add_argument("--measure", choices=("dense", "mixture"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.hidden < 64 or options.hidden % 64 or min(options.layers, options.repeats) < 1:
+        parser.error("--hidden must be a multiple of 64, --layers and --repeats at least 1")
+    if options.measure:
+        measure(options)
+        return
+    platform = detect_platform()
+    for kind in ("dense", "mixture"):
+        command = [sys.executable, __file__, *sys.argv[1:], "--measure", kind]
+        rank = static_environment(Rank.of(0, 1, 1), platform, new_run_id())
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        subprocess.run(command, env=os.environ | rank | meeting, check=True)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Build both engines and reshard; prints what was seen."""
+    import deepspeed
+
+    platform = detect_platform()
+    platform.activate()
+    deepspeed.init_distributed(dist_backend=platform.dist_backend)
+    with tempfile.TemporaryDirectory(prefix="rlhf_npu_model_") as folder:
+        model = ModelConfig(path=save_model(options, Path(folder)), dtype="bfloat16")
+        data = DataConfig(
+            train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=64, max_response_length=32
+        )
+        rollout_config = RolloutConfig(
+            n=1, kv_cache_memory_gb=0.25, log_prob_micro_batch_size_per_device=1, gpu_memory_utilization=0.4
+        )
+        rollout = RolloutEngine(model, rollout_config, data, platform, [2])
+        policy = load_policy(model).to(platform.device())
+    resharder = Resharder(policy, rollout, BUCKET)
+    first, *seconds = [timed(platform, resharder.reshard) for _ in range(1 + options.repeats)]
+    report = compare_functions(policy, rollout, [list(range(3, 60))], temperature=1.0, response_length=8)
+    size = sum(parameter.nbytes for parameter in policy.parameters())
+    result: dict[str, Any] = {
+        "model": options.measure,
+        "device": platform.name,
+        "gb": size / 1e9,
+        "first_s": first,
+        "median_s": median(seconds),
+        "slowest_s": max(seconds),
+        "gb_per_s": size / median(seconds) / 1e9,
+        "plain_copy_gb_per_s": size / copy_seconds(platform, size) / 1e9,
+        "transformed_layers": len(rollout.transformations.transformed),
+        "same_function": report.same,
+    }
+    print(json.dumps(result), flush=True)
+    rollout.shutdown()
+
+
+def save_model(options: argparse.Namespace, folder: Path) -> str:
+    """A Qwen3 whose layers have as many weights as those of the Qwen3-MoE with 64 experts."""
+    hidden, expert = options.hidden, max(32, options.hidden * 3 // 8)
+    shapes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": hidden,
+        "num_hidden_layers": options.layers,
+        "num_attention_heads": hidden // HEAD,
+        "num_key_value_heads": hidden // HEAD // 2,
+        "head_dim": HEAD,
+        "max_position_embeddings": 128,
+        **IDS,
+    }
+    if options.measure == "dense":
+        config: Any = transformers.Qwen3Config(**shapes, intermediate_size=EXPERTS * expert)
+    else:
+        config = transformers.Qwen3MoeConfig(
+            **shapes, intermediate_size=expert, num_experts=EXPERTS, num_experts_per_tok=8, moe_intermediate_size=expert
+        )
+    with torch.device(detect_platform().device()):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def timed(platform: Platform, work: Callable[[], Any]) -> float:
+    """Seconds that `work` takes on the device."""
+    platform.synchronize()
+    start = time.perf_counter()
+    work()
+    platform.synchronize()
+    return time.perf_counter() - start
+
+
+def copy_seconds(platform: Platform, size: int) -> float:
+    """Seconds of a plain copy of `size` bytes on the device, the better of two."""
+    source = torch.empty(size, dtype=torch.uint8, device=platform.device())
+    target = torch.empty_like(source)
+    return min(timed(platform, lambda: target.copy_(source)) for _ in range(2))
+
+
+if __name__ == "__main__":
+    main()
