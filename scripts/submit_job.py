@@ -56,7 +56,9 @@ def main() -> int:
 def small_cluster() -> Iterator[str]:
     """A head node on this machine; yields the address of its job server."""
     folder, dashboard = tempfile.mkdtemp(prefix="rlhf_npu_ray_"), free_port()
-    ports = {"port": free_port(), "dashboard-port": dashboard, "ray-client-server-port": free_port()}
+    # Those that Ray does not choose by itself: with another Ray's, the agent would not start, and take no job.
+    names = ("port", "ray-client-server-port", "dashboard-agent-listen-port")
+    ports = {"dashboard-port": dashboard, **{name: free_port() for name in names}}
     command = [*ray_command("start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder}")]
     command += [f"--{name}={port}" for name, port in ports.items()]
     log = Path(folder) / "start.log"

@@ -56,13 +56,17 @@ def log_of(output: Path) -> str:
 
 
 def shared_memory() -> set[str]:
-    """What is in shared memory, without what tests in pytest-xdist's other processes use."""
-    return {path.name for path in Path("/dev/shm").iterdir()} - _shared_memory_of_other_tests()
+    """What is in shared memory, without what tests in pytest-xdist's other processes use, or have left there.
+
+    Their Ray clusters have dashboards, whose semaphores stay when such a cluster is ended; a run's own has none.
+    """
+    present = {path.name for path in Path("/dev/shm").iterdir()}
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return present
+    return {name for name in present if not name.startswith("sem.mp-")} - _shared_memory_of_other_tests()
 
 
 def _shared_memory_of_other_tests() -> set[str]:
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return set()
     here = psutil.Process()
     controller = here.parent()
     assert controller is not None

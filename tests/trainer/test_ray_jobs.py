@@ -110,12 +110,14 @@ def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobSu
     for name, value in (environment | {MARK: str(tmp_path)}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    head, dashboard, client = free_port(), free_port(), free_port()
+    head, dashboard = free_port(), free_port()
     with TemporaryDirectory(dir="/tmp") as folder, (tmp_path / "ray.log").open("w") as log:
         start = [*RAY, "start", "--block", "--num-cpus=3", "--disable-usage-stats"]
-        of_head = ["--head", f"--port={head}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
-        for options in ([*of_head, f"--temp-dir={folder}"], [f"--address=127.0.0.1:{head}"]):
-            subprocess.Popen([*start, *options], stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
+        of_head = ["--head", f"--port={head}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
+        of_head.append(f"--ray-client-server-port={free_port()}")
+        for options in (of_head, [f"--address=127.0.0.1:{head}"]):
+            command = [*start, *options, f"--dashboard-agent-listen-port={free_port()}"]
+            subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
             time.sleep(1)
         try:
             address = f"http://127.0.0.1:{dashboard}"
@@ -141,7 +143,7 @@ def ray_list(what: str, address: str, condition: str) -> list[dict[str, str]]:
 def test_a_job_over_two_nodes_keeps_tensor_parallel_groups_together_and_its_stop_is_orderly(
     two_nodes: JobSubmissionClient, tmp_path: Path
 ) -> None:
-    output, before = tmp_path / "run", set(SHARED_MEMORY.iterdir())
+    output = tmp_path / "run"
     overrides = (
         f"trainer.default_local_dir={output}",
         "trainer.nnodes=2",
@@ -156,6 +158,7 @@ def test_a_job_over_two_nodes_keeps_tensor_parallel_groups_together_and_its_stop
     actors = ray_list("actors", two_nodes.get_address(), "class_name=HybridWorker")
     node_of = {int(actor["name"].rpartition("_")[2]): actor["node_id"] for actor in actors}
     assert node_of[0] == node_of[1] != node_of[2] == node_of[3]
+    (run_id,) = {actor["name"].partition("/")[0] for actor in actors}
 
     two_nodes.stop_job(job)
     until(lambda: ended(two_nodes, job), 60, "the end of the job")
@@ -163,7 +166,7 @@ def test_a_job_over_two_nodes_keeps_tensor_parallel_groups_together_and_its_stop
     printed = two_nodes.get_job_logs(job)
     assert f"interrupted; all workers have stopped; results so far are in {output}" in printed
     assert "Traceback" not in printed
-    assert not set(SHARED_MEMORY.glob("*rlhf_npu_*")) - before
+    assert not list(SHARED_MEMORY.glob(f"*{run_id}*"))
     assert not list(output.rglob("*.partial"))
 
 
