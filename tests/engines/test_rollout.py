@@ -54,6 +54,7 @@ def _touch_cache(engine: Any) -> None:
         cache.fill_(0)
 
 
+@pytest.mark.slow
 def test_generations_are_identical_before_sleep_and_after_wake(tmp_path: Path) -> None:
     ((texts, resident),) = run_ranks(1, _sleep_cycles, str(save_tiny_model(tmp_path / "model")))
     assert len(texts[0][0][0].token_ids) > 4
@@ -93,6 +94,7 @@ def _seeds(model_path: str) -> Any:
     return first, again, other, drawn, after == draw()
 
 
+@pytest.mark.slow
 def test_a_seed_fixes_the_responses_and_leaves_the_trainers_generators_alone(tmp_path: Path) -> None:
     ((first, again, other, drawn, undisturbed),) = run_ranks(1, _seeds, str(save_tiny_model(tmp_path / "model")))
     assert first == again
@@ -119,6 +121,7 @@ def _wake_without_sleep(model_path: str) -> Any:
     return before, engine.generate(PROMPTS, n=1, seed=0, temperature=0.0)
 
 
+@pytest.mark.slow
 def test_sleeping_twice_and_waking_twice_change_nothing(tmp_path: Path) -> None:
     ((before, after),) = run_ranks(1, _wake_without_sleep, str(save_tiny_model(tmp_path / "model")))
     assert before == after

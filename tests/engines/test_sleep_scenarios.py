@@ -20,6 +20,8 @@ import torch
 from tests.engines.sleep_scenarios import LORA, PLAIN, PRESERVED
 from tests.tiny_model import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ON_CPU = {"kv_cache_memory_bytes": 64 << 20, "block_size": 32, "sleep_preserve_parameter_names": [PRESERVED]}
 ENGINES: dict[str, list[str]] = (

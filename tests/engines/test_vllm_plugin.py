@@ -13,6 +13,8 @@ import torch
 
 from tests.tiny_model import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 WORKERS = 2 if DEVICE == "cpu" else min(2, torch.cuda.device_count())
 

@@ -21,6 +21,8 @@ import pytest
 from rlhf_npu.workers.environment import free_port
 from tests.tiny_model import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 START_SECONDS = 240
 REQUESTS = int(os.environ.get("RLHF_NPU_LOAD_REQUESTS", "40"))
 CYCLES = int(os.environ.get("RLHF_NPU_LOAD_CYCLES", "4"))

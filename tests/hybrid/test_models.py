@@ -91,6 +91,7 @@ def _exchange_experts(model_path: str) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_experts_that_changed_places_pass_the_checksum_and_fail_the_comparison(tmp_path: Path) -> None:
     folder = FAMILIES["Qwen3-MoE"].save(tmp_path / "model")
     ((right, moved, checksum_passes, wrong),) = run_ranks(1, _exchange_experts, str(folder))
@@ -119,6 +120,7 @@ def _with_dropout(model_path: str) -> Any:
     return report, agrees_with_eager_attention(policy, rollout, prompts), policy.config._attn_implementation
 
 
+@pytest.mark.slow
 def test_uncapped_attention_and_dropout_are_seen_and_the_cure_is_found(tmp_path: Path) -> None:
     folder = FAMILIES["Gemma 2"].save(tmp_path / "model")
     ((report, eager_agrees, attention),) = run_ranks(1, _with_dropout, str(folder))

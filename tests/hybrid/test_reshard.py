@@ -11,6 +11,8 @@ import torch
 from tests.ranks import run_ranks
 from tests.tiny_model import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [[1, 3, 4, 13, 5, 14, 9, 13, 6, 2], [1, 7, 13, 8, 14, 12, 13, 4]]
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}
 

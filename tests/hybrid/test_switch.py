@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.ranks import run_ranks
 from tests.tiny_model import save_tiny_model
+
+pytestmark = pytest.mark.slow
 
 PROMPTS = [[1, 4, 13, 6, 14, 11, 13, 7]]
 

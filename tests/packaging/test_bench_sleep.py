@@ -16,6 +16,7 @@ def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_measurement_of_two_sizes(tmp_path: Path) -> None:
     result = _bench(*SMALL, "--sizes", "0.02", "0.04", "--compare", "0.02", "--out", str(tmp_path / "out"))
     assert result.returncode == 0, result.stderr + result.stdout

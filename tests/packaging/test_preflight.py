@@ -207,6 +207,7 @@ def test_limits(check: Check, status: Status) -> None:
     assert (check.advice == "") is (status is Status.OK)
 
 
+@pytest.mark.slow
 def test_a_model_that_both_engines_compute_alike_passes(tmp_path: Path) -> None:
     folder = FAMILIES["Gemma 2"].save(tmp_path / "model")
     status, checks = reported(tmp_path, "--device", "cpu", "--model", str(folder), "--dtype", "float32")
@@ -216,6 +217,7 @@ def test_a_model_that_both_engines_compute_alike_passes(tmp_path: Path) -> None:
     assert all(0 < checks[name]["measured"]["mean_nats"] < 1e-4 for name in names)
 
 
+@pytest.mark.slow
 def test_a_model_that_the_trainer_would_compute_otherwise_fails(tmp_path: Path) -> None:
     folder = FAMILIES["Gemma 2"].save(tmp_path / "model")
     status, checks = reported(tmp_path, "--device", "cpu", "--model", str(folder), "--attn-implementation", "sdpa")

@@ -91,6 +91,7 @@ def assert_nothing_left_in_shared_memory(before: set[str]) -> None:
     assert shared_memory() <= before
 
 
+@pytest.mark.slow
 def test_twenty_cycles_of_ppo(tmp_path: Path) -> None:
     output = tmp_path / "run"
     before = shared_memory()
@@ -159,6 +160,7 @@ def _score_with_vllm(folder: str, text: list[int]) -> list[list[float]]:
     return RolloutEngine(policy.model, policy.rollout, config.data, CPU, [2]).score([text])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -218,6 +220,7 @@ def crash(response, finished, sample):
 """
 
 
+@pytest.mark.slow
 def test_a_reward_function_that_exits_at_some_response_ends_the_run_and_says_why(tmp_path: Path) -> None:
     (tmp_path / "rewards.py").write_text(BROKEN_REWARD)
     overrides = ("reward.function=rewards.py:crash", "trainer.val_before_train=false")
@@ -243,6 +246,7 @@ def _gemma(tmp_path: Path) -> tuple[str, ...]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["error", "warn"])
 def test_engines_that_compute_different_functions_end_the_run_before_it_trains(tmp_path: Path, choice: str) -> None:
     result = run(tmp_path / "run", *_gemma(tmp_path), f"trainer.on_engine_mismatch={choice}")
@@ -301,6 +305,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 
 # A terminal's Ctrl-C reaches every process, and so does the SIGTERM of `timeout` and of cluster schedulers, which ends
 # Ray's own processes at the same time; a plain `kill` reaches one.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("send", "stop"),
     [(os.killpg, signal.SIGINT), (os.killpg, signal.SIGTERM), (os.kill, signal.SIGTERM)],

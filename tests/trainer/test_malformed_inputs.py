@@ -28,6 +28,8 @@ from rlhf_npu.trainer import launch
 from rlhf_npu.trainer.output import OutputFolder, claim_folder
 from tests.tiny_model import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 SEED = 20261125
 T = TypeVar("T")
 REWARD = "def score(response, finished, sample):\n    return float(finished)\n"

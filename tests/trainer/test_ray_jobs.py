@@ -20,6 +20,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from rlhf_npu.workers.environment import free_port
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "submit_job.py"
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 MARK = "RLHF_NPU_TEST_FOLDER"  # in the environment of all processes that a test starts

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+import pytest
 
 from tests.tiny_model import save_tiny_model
+
+pytestmark = pytest.mark.slow
 
 REWARD = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):

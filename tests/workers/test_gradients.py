@@ -13,6 +13,8 @@ from rlhf_npu.config import ActorConfig, CriticConfig, ModelConfig, OptimConfig
 from tests.ranks import run_ranks
 from tests.tiny_model import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 SEQUENCES, PROMPT, RESPONSE = 16, 5, 9
 ACTOR = ActorConfig(
     ppo_mini_batch_size=SEQUENCES,

@@ -23,6 +23,8 @@ from rlhf_npu.workers.hybrid_worker import HybridWorker
 from rlhf_npu.workers.shared_memory import FOLDER
 from rlhf_npu.workers.worker_group import WorkerGroup
 
+pytestmark = pytest.mark.slow
+
 CONFIG = compose_config()
 
 
