@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf_npu.preflight.tiny_models import FAMILIES
 from tests.tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -166,6 +167,14 @@ def test_the_published_example_runs_as_it_stands(model: Path) -> None:
     assert "the same 16" in result.stdout
     for call in ("generate", "chat"):
         assert f"asleep: LLM.{call}: the engine sleeps, or is paused, and would never answer" in result.stdout
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="about what vLLM packs on the CPU")
+def test_experts_are_packed_at_each_load(tmp_path: Path) -> None:
+    model = FAMILIES["Qwen3-MoE"].save(tmp_path / "model")
+    result = _run(PUBLISHED_EXAMPLE, model, SLEEP_POOL_POISON="1")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert "the same 16" in result.stdout
 
 
 @pytest.fixture
