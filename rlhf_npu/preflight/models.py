@@ -1,6 +1,6 @@
 """Tries tiny random models of each family and writes the table of docs/models.md.
 
-    python scripts/try_models.py                     all families: about twenty minutes on two cores
+    python scripts/try_models.py                     all families: about half an hour on two cores
     python scripts/try_models.py Mixtral "Gemma 2"   some of them
 
 Each is tried twice: on one device with ZeRO-1, and on two with ZeRO-3 and a rollout engine of tensor parallel size 2.

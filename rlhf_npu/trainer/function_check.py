@@ -41,7 +41,7 @@ class FunctionCheck:
             EngineMismatchError: they compute different functions.
             ReshardError: the weights cannot be resharded.
         """
-        self._compare("as loaded")
+        self._compare("as loaded", resharded=False)
         self._workers.call("rehearse_reshard")
         self._compare("after a reshard of unchanged weights")
 
@@ -53,7 +53,7 @@ class FunctionCheck:
         """
         self._compare(f"after the reshard of step {step}")
 
-    def _compare(self, when: str) -> None:
+    def _compare(self, when: str, resharded: bool = True) -> None:
         start = time.perf_counter()
         reports: list[FunctionReport] = self._workers.call("compare_functions", self._prompts)
         seconds = time.perf_counter() - start
@@ -63,24 +63,24 @@ class FunctionCheck:
                 f"trainer and rollout engine compute the same function {when}: {_agreement(worst)} ({seconds:.2f} s)"
             )
         elif self._stops:
-            raise EngineMismatchError(self._complaint(worst, when))
+            raise EngineMismatchError(self._complaint(worst, when, resharded))
         else:
-            self._warn(self._complaint(worst, when))
+            self._warn(self._complaint(worst, when, resharded))
 
-    def _complaint(self, report: FunctionReport, when: str) -> str:
+    def _complaint(self, report: FunctionReport, when: str, resharded: bool) -> str:
         return (
             f"trainer and rollout engine compute different functions {when}. {report.worst}. The trainer's attention "
             f"is {report.trainer_attention}, the rollout engine's {report.rollout_attention}. "
-            f"{self._cause(report, when)} With trainer.on_engine_mismatch=warn the run goes on regardless."
+            f"{self._cause(report, resharded)} With trainer.on_engine_mismatch=warn the run goes on regardless."
         )
 
-    def _cause(self, report: FunctionReport, when: str) -> str:
-        generated_alone = [comparison.same for comparison in report.comparisons[:2]] == [True, False]
-        if [comparison.same for comparison in report.comparisons] == [True, True, False]:
+    def _cause(self, report: FunctionReport, resharded: bool) -> str:
+        reading, generating, training = (comparison.same for comparison in report.comparisons)
+        if reading and generating and not training:
             return "The likely cause is noise in training mode, such as dropout, which the model's code adds by itself."
-        if when != "as loaded":
+        if resharded:
             return "The likely cause is that weights did not come where they belong when they were resharded."
-        if generated_alone:
+        if reading:
             return (
                 "The likely cause is the rollout engine's cache, or how it samples: it reads the same tokens rightly."
             )

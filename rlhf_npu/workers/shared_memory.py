@@ -86,7 +86,7 @@ def remove_leftovers() -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(path.name.removesuffix(SUFFIX))
         except BlockingIOError:
-            pass  # that run is alive
+            continue  # that run is alive
         finally:
             os.close(lock)
 
