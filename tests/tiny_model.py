@@ -12,7 +12,7 @@ CHARACTERS = "0123456789,:"
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
 
 
-def save_tiny_model(folder: Path, *, tied: bool = False, kv_heads: int = 2, seed: int = 0) -> Path:
+def save_tiny_model(folder: Path, *, tied: bool = False, kv_heads: int = 2, positions: int = 128, seed: int = 0) -> Path:
     """A model with 4 query heads and a vocabulary of 15, whose output is far from uniform."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -23,7 +23,7 @@ def save_tiny_model(folder: Path, *, tied: bool = False, kv_heads: int = 2, seed
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=kv_heads,
-        max_position_embeddings=128,
+        max_position_embeddings=positions,
         tie_word_embeddings=tied,
         initializer_range=0.1,
         pad_token_id=0,

@@ -34,6 +34,10 @@ class SleepNPUWorker(SleepMixin, NPUWorker):
         with _in_place_of_camem(self.sleep_mode_backend):
             super().initialize_from_config(kv_cache_config)
 
+    def reload_weights(self, *arguments: Any, **named: Any) -> None:
+        """Load the checkpoint again, in place: vLLM's GPU worker has this call, vllm-ascend's has not."""
+        self.model_runner.reload_weights(*arguments, **named)
+
     def sleep(self, level: int = 1) -> None:
         """As always; with `enable_sleep_mode_extra_cleanup` HCCL's buffers and the graphs go as well."""
         if get_ascend_config().enable_sleep_mode_extra_cleanup:

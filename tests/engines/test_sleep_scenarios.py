@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from rlhf_npu.platform import PLATFORMS
+from tests.devices import DEVICE
 from tests.engines.sleep_scenarios import LORA, PLAIN, PRESERVED
 from tests.tiny_model import save_tiny_model
 
@@ -24,38 +25,38 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 ON_CPU = {"kv_cache_memory_bytes": 64 << 20, "block_size": 32, "sleep_preserve_parameter_names": [PRESERVED]}
-ENGINES: dict[str, list[str]] = (
-    {
+ON_NPU = {"kv_cache_memory_bytes": 64 << 20}
+ENGINES: dict[str, dict[str, list[str]]] = {
+    "cuda": {
         "eager": [],
         "graphs": ["--graphs"],
         "fp8_cache": ["--graphs", "--settings", '{"kv_cache_dtype": "fp8"}'],
         "lora": ["--lora"],
         "lora_graphs": ["--graphs", "--lora"],
-    }
-    if torch.cuda.is_available()
-    else {"cpu": ["--settings", json.dumps(ON_CPU)], "lora": ["--lora", "--settings", json.dumps(ON_CPU)]}
-)
-CASES = [(engine, one.__name__) for engine in ENGINES for one in (LORA if engine.startswith("lora") else PLAIN)]
+    },
+    "npu": {"eager": ["--settings", json.dumps(ON_NPU)], "lora": ["--lora", "--settings", json.dumps(ON_NPU)]},
+    "cpu": {"cpu": ["--settings", json.dumps(ON_CPU)], "lora": ["--lora", "--settings", json.dumps(ON_CPU)]},
+}
+CASES = [(engine, one.__name__) for engine in ENGINES[DEVICE] for one in (LORA if "lora" in engine else PLAIN)]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("scenarios") / "model")
+    return save_tiny_model(tmp_path_factory.mktemp("scenarios") / "model", positions=256)
 
 
 @pytest.fixture(scope="module")
 def errors(model: Path) -> Callable[[str], dict[str, Any]]:
     """Why each scenario failed, if it did, on an engine."""
-    return functools.cache(lambda engine: _run(model, ENGINES[engine]))
+    return functools.cache(lambda engine: _run(model, ENGINES[DEVICE][engine]))
 
 
 def _run(model: Path, options: list[str]) -> dict[str, Any]:
     variables = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "SLEEP_POOL_POISON": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        **PLATFORMS[DEVICE].environment,
     }
     command = [sys.executable, "-m", "tests.engines.sleep_scenarios", str(model), *options]
     result = subprocess.run(
