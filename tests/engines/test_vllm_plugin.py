@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf_npu.platform import PLATFORMS
 from rlhf_npu.preflight.tiny_models import FAMILIES
+from tests.devices import DEVICE
 from tests.tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.slow
 
-DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
-WORKERS = 2 if DEVICE == "cpu" else min(2, torch.cuda.device_count())
+WORKERS = min(2, torch.cuda.device_count()) if DEVICE == "cuda" else 2
 
 # What vLLM's documentation shows for a GPU.
 PUBLISHED_EXAMPLE = """
@@ -150,9 +151,10 @@ def _run(program: str, model: Path, *arguments: str, **environment: str) -> subp
     variables = {
         **os.environ,
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "ACLSIM_DEVICES": str(WORKERS),
+        **PLATFORMS[DEVICE].environment,
         **environment,
     }
     command = [sys.executable, str(script), str(model), *arguments]
@@ -185,7 +187,7 @@ def without_leftovers() -> Iterator[None]:
         segment.unlink()
 
 
-@pytest.mark.parametrize("mode", ["eager"] if DEVICE == "cpu" else ["eager", "graphs"])
+@pytest.mark.parametrize("mode", ["eager", "graphs"] if DEVICE == "cuda" else ["eager"])
 @pytest.mark.usefixtures("without_leftovers")
 def test_an_asynchronous_engine_of_several_workers(model: Path, mode: str) -> None:
     result = _run(ASYNC_ENGINE.replace("WORKERS", str(WORKERS)), model, mode, SLEEP_POOL_POISON="1")
@@ -194,14 +196,24 @@ def test_an_asynchronous_engine_of_several_workers(model: Path, mode: str) -> No
     assert "the same 16" in result.stdout
 
 
+@pytest.mark.skipif(DEVICE != "npu", reason="only vllm-ascend shares tables among engines")
+def test_a_second_engine_of_a_process_is_refused_on_an_npu(model: Path) -> None:
+    result = _run(TWO_ENGINES, model, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    assert result.returncode != 0
+    assert "asleep: LLM.generate: the engine sleeps, or is paused, and would never answer" in result.stdout
+    assert "Start each engine in a process of its own" in result.stderr
+
+
+@pytest.mark.skipif(DEVICE == "npu", reason="refused there")
 def test_two_engines_of_a_process_take_turns(model: Path) -> None:
-    result = _run(TWO_ENGINES.replace("DEVICE", DEVICE), model, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    place = "cuda:0" if DEVICE == "cuda" else DEVICE
+    result = _run(TWO_ENGINES.replace("DEVICE", place), model, VLLM_ENABLE_V1_MULTIPROCESSING="0")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     assert "mapped 0 True" in result.stdout
     assert "asleep: LLM.generate: the engine sleeps, or is paused, and would never answer" in result.stdout
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU has vLLM's own sleep mode")
+@pytest.mark.skipif(DEVICE != "cpu", reason="GPUs and NPUs have sleep modes of their own")
 def test_switched_off_vllm_refuses_the_cpu_as_it_always_did(model: Path) -> None:
     result = _run(PUBLISHED_EXAMPLE, model, RLHF_NPU_SLEEP_MODE="0")
     assert result.returncode == 1
@@ -211,4 +223,5 @@ def test_switched_off_vllm_refuses_the_cpu_as_it_always_did(model: Path) -> None
 def test_an_engine_that_does_not_ask_for_it_gets_vllms_own_worker(model: Path) -> None:
     result = _run(WITHOUT_SLEEP_MODE, model, VLLM_ENABLE_V1_MULTIPROCESSING="0")
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.splitlines()[-1] == f"{'CPUWorker' if DEVICE == 'cpu' else 'Worker'} False"
+    worker = {"cpu": "CPUWorker", "cuda": "Worker", "npu": "NPUWorker"}[DEVICE]
+    assert result.stdout.splitlines()[-1] == f"{worker} False"

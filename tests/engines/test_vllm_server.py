@@ -18,7 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
+from rlhf_npu.platform import PLATFORMS
 from rlhf_npu.workers.environment import free_port
+from tests.devices import DEVICE
 from tests.tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -39,9 +41,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         **os.environ,
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        **PLATFORMS[DEVICE].environment,
     }
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
