@@ -6,6 +6,8 @@ import importlib.util
 
 import torch
 
+from rlhf_npu.platform import CPU, NPU
+
 
 def _device() -> str:
     if importlib.util.find_spec("torch_npu") is not None:
@@ -14,3 +16,5 @@ def _device() -> str:
 
 
 DEVICE = _device()
+# Of tests that start ranks: beside a GPU they stay on the CPU, since there may be fewer GPUs than ranks.
+PLATFORM = NPU if DEVICE == "npu" else CPU

@@ -10,14 +10,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from rlhf_npu.platform import CPU
 from rlhf_npu.run_id import RUN_ID_VARIABLE, new_run_id
 from rlhf_npu.workers.environment import Rank, free_port, static_environment
 from rlhf_npu.workers.shared_memory import join_run, shared_memory_of
+from tests.devices import PLATFORM
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds: int = 280) -> list[Any]:
-    """`function(*args)` on each rank of a gloo world; results by rank, or the first rank's error."""
+    """`function(*args)` on each rank; results by rank, or the first rank's error."""
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
     run_id, port = new_run_id(), free_port()
@@ -25,7 +25,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds
     with shared_memory_of(run_id):
         processes = []
         for place in places:
-            environment = static_environment(place, CPU, run_id)
+            environment = static_environment(place, PLATFORM, run_id) | PLATFORM.only_visible(place.rank)
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             with _Environment(environment):
                 process = context.Process(target=_run, args=(results, place.rank, function, args))
@@ -57,7 +57,8 @@ def _run(results: Any, rank: int, function: Callable[..., Any], args: tuple[Any,
 
     join_run(os.environ[RUN_ID_VARIABLE], may_be_first=False)
     try:
-        deepspeed.init_distributed(dist_backend="gloo")
+        PLATFORM.activate()
+        deepspeed.init_distributed(dist_backend=PLATFORM.dist_backend)
         # As bytes: multiprocessing would share tensors' memory with a process that is about to end.
         results.put((rank, pickle.dumps(function(*args)), None))
     except Exception:  # noqa: BLE001  # whatever it is, the test shows it

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rlhf_npu.errors import ConfigError
+from tests.devices import PLATFORM
 from tests.ranks import run_ranks
 from tests.tiny_model import save_tiny_model
 
@@ -19,11 +20,10 @@ CACHE_MIB = 256
 def _engine(model_path: str) -> Any:
     from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
     from rlhf_npu.engines.rollout import RolloutEngine
-    from rlhf_npu.platform import CPU
 
     data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=16, max_response_length=24)
     config = RolloutConfig(n=1, kv_cache_memory_gb=CACHE_MIB / 1024, log_prob_micro_batch_size_per_device=1)
-    return RolloutEngine(ModelConfig(path=model_path, dtype="float32"), config, data, CPU, [2])
+    return RolloutEngine(ModelConfig(path=model_path, dtype="float32"), config, data, PLATFORM, [2])
 
 
 def _sleep_cycles(model_path: str) -> Any:

@@ -15,6 +15,7 @@ from rlhf_npu.hybrid.checkpoint_names import as_in_checkpoint
 from rlhf_npu.hybrid.reshard import gathered_buckets
 from rlhf_npu.preflight.model_trial import Trial, try_model
 from rlhf_npu.preflight.tiny_models import FAMILIES
+from tests.devices import PLATFORM
 from tests.ranks import run_ranks
 
 PARTS = ["loaded", "level 1", "level 2", "saved"]
@@ -46,7 +47,7 @@ def test_rollout_and_trainer_score_alike_before_and_after_new_weights(tmp_path: 
     family = FAMILIES[name]
     model = ModelConfig(path=str(family.save(tmp_path / "model")), dtype=family.dtype)
     stage = 3 if ranks > 1 else 1
-    outcomes = list(try_model(Trial(model, "cpu", ranks=ranks, zero_stage=stage, save=True)))
+    outcomes = list(try_model(Trial(model, PLATFORM.name, ranks=ranks, zero_stage=stage, save=True)))
     assert [(outcome.part, outcome.right) for outcome in outcomes] == [(part, True) for part in PARTS], outcomes
 
 
@@ -54,7 +55,7 @@ def test_rollout_and_trainer_score_alike_before_and_after_new_weights(tmp_path: 
 def test_a_model_whose_new_weights_vllm_does_not_take_is_refused_before_it_is_trained(tmp_path: Path) -> None:
     family = FAMILIES["gpt-oss"]
     model = ModelConfig(path=str(family.save(tmp_path / "model")), dtype=family.dtype)
-    loaded, refused = try_model(Trial(model, "cpu"))
+    loaded, refused = try_model(Trial(model, PLATFORM.name))
     assert loaded.right
     assert not refused.right
     assert "models of type 'gpt_oss' cannot be trained here: vLLM does not take new weights" in refused.words
@@ -66,12 +67,11 @@ def _exchange_experts(model_path: str) -> Any:
     from rlhf_npu.hybrid.checksum import rollout_checksum
     from rlhf_npu.hybrid.reshard import Resharder
     from rlhf_npu.hybrid.same_function import compare_functions
-    from rlhf_npu.platform import CPU
 
     data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=64, max_response_length=16)
     config = RolloutConfig(n=1, kv_cache_memory_gb=0.05, log_prob_micro_batch_size_per_device=1)
     model = ModelConfig(path=model_path, dtype="float32")
-    rollout, policy = RolloutEngine(model, config, data, CPU, [2]), load_policy(model)
+    rollout, policy = RolloutEngine(model, config, data, PLATFORM, [2]), load_policy(model)
     prompts = [[1, 40, 50, 60], list(range(3, 60))]
     addresses = {name: tensor.data_ptr() for name, tensor in rollout.module.named_parameters()}
     with torch.no_grad():
@@ -106,12 +106,11 @@ def _with_dropout(model_path: str) -> Any:
     from rlhf_npu.config import DataConfig, RolloutConfig
     from rlhf_npu.engines.rollout import RolloutEngine
     from rlhf_npu.hybrid.same_function import agrees_with_eager_attention, compare_functions
-    from rlhf_npu.platform import CPU
 
     data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=64, max_response_length=16)
     config = RolloutConfig(n=1, kv_cache_memory_gb=0.05, log_prob_micro_batch_size_per_device=1)
     model = ModelConfig(path=model_path, dtype="float32", attn_implementation="sdpa")
-    rollout, policy = RolloutEngine(model, config, data, CPU, [2]), load_policy(model)
+    rollout, policy = RolloutEngine(model, config, data, PLATFORM, [2]), load_policy(model)
     prompts = [[1, 40, 50, 60], list(range(3, 60))]
     layers: Any = policy.model.layers
     for layer in layers:

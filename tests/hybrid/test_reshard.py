@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.devices import PLATFORM
 from tests.ranks import run_ranks
 from tests.tiny_model import save_tiny_model
 
@@ -21,7 +22,6 @@ def _train_and_reshard(model_path: str, dtype: str, tensor_parallel: int, zero_s
     from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
     from rlhf_npu.engines.rollout import RolloutEngine
     from rlhf_npu.hybrid.reshard import Resharder
-    from rlhf_npu.platform import CPU
 
     data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=16, max_response_length=8)
     model = ModelConfig(path=model_path, dtype=dtype)
@@ -31,7 +31,7 @@ def _train_and_reshard(model_path: str, dtype: str, tensor_parallel: int, zero_s
         log_prob_micro_batch_size_per_device=1,
         tensor_model_parallel_size=tensor_parallel,
     )
-    rollout = RolloutEngine(model, config, data, CPU, [2])
+    rollout = RolloutEngine(model, config, data, PLATFORM, [2])
     before = rollout.score(TEXTS)
     results = []
     for stage in zero_stages:
@@ -52,7 +52,6 @@ def _trained(model: Any, stage: int) -> Any:
     from rlhf_npu.config import OptimConfig
     from rlhf_npu.engines.models import load_policy
     from rlhf_npu.engines.trainer_engine import TrainerEngine
-    from rlhf_npu.platform import CPU
 
     trainer = TrainerEngine(
         load_policy(model),
@@ -61,7 +60,7 @@ def _trained(model: Any, stage: int) -> Any:
         dtype=model.dtype,
         grad_clip=1.0,
         optimizer_steps=2,
-        platform=CPU,
+        platform=PLATFORM,
     )
     torch.manual_seed(dist.get_rank())
     batch = TensorDict({"ids": torch.randint(3, 15, (4, 12))}, batch_size=[4])
@@ -116,12 +115,11 @@ def _reshard_with_a_lost_update(model_path: str) -> str:
     from rlhf_npu.engines.rollout import RolloutEngine
     from rlhf_npu.errors import ReshardError
     from rlhf_npu.hybrid.reshard import Resharder
-    from rlhf_npu.platform import CPU
 
     data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=16, max_response_length=8)
     model = ModelConfig(path=model_path, dtype="float32")
     config = RolloutConfig(n=1, kv_cache_memory_gb=0.05, log_prob_micro_batch_size_per_device=1)
-    rollout = RolloutEngine(model, config, data, CPU, [2])
+    rollout = RolloutEngine(model, config, data, PLATFORM, [2])
     policy = load_policy(model)
     with torch.no_grad():
         policy.lm_head.weight[3, 5] += 0.5

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.devices import PLATFORM
 from tests.ranks import run_ranks
 from tests.tiny_model import save_tiny_model
 
@@ -20,12 +21,11 @@ def _engines(model_path: str) -> Any:
     from rlhf_npu.engines.models import load_policy
     from rlhf_npu.engines.rollout import RolloutEngine
     from rlhf_npu.hybrid.reshard import Resharder
-    from rlhf_npu.platform import CPU
 
     data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=16, max_response_length=16)
     model = ModelConfig(path=model_path, dtype="float32")
     config = RolloutConfig(n=1, kv_cache_memory_gb=0.05, log_prob_micro_batch_size_per_device=1)
-    rollout = RolloutEngine(model, config, data, CPU, [2])
+    rollout = RolloutEngine(model, config, data, PLATFORM, [2])
     return rollout, Resharder(load_policy(model), rollout, bucket_bytes=1 << 20)
 
 
@@ -38,10 +38,9 @@ def _fail_and_retry_at(sleep_level: int, rollout: Any, resharder: Any) -> Any:
     from allocator import SleepPool
     from rlhf_npu.errors import SwitchError
     from rlhf_npu.hybrid.engine import HybridEngine
-    from rlhf_npu.platform import CPU
 
-    hybrid = HybridEngine(rollout, resharder, sleep_level, CPU)
-    pool = SleepPool.get("cpu")
+    hybrid = HybridEngine(rollout, resharder, sleep_level, PLATFORM)
+    pool = SleepPool.get(PLATFORM.device())
     expected = rollout.generate(PROMPTS, n=1, seed=0, temperature=0.0)
     messages = []
     for switch, call in ((hybrid.to_train, "unmap"), (hybrid.to_generate, "map")):
@@ -69,10 +68,9 @@ def test_a_failed_phase_is_named_and_a_retry_completes(tmp_path: Path) -> None:
 def _out_of_order(model_path: str) -> Any:
     from rlhf_npu.errors import SwitchError
     from rlhf_npu.hybrid.engine import HybridEngine
-    from rlhf_npu.platform import CPU
 
     rollout, resharder = _engines(model_path)
-    hybrid = HybridEngine(rollout, resharder, 1, CPU)
+    hybrid = HybridEngine(rollout, resharder, 1, PLATFORM)
     messages = []
     for switch in (hybrid.to_generate, hybrid.to_train, hybrid.to_train):
         try:

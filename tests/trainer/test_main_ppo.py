@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_npu import main_ppo
 from rlhf_npu.preflight.tiny_models import FAMILIES
+from tests.devices import PLATFORM
 from tests.ranks import run_ranks
 
 SMALL = (
@@ -153,11 +154,10 @@ def _check_saved_model(folder: Path) -> None:
 def _score_with_vllm(folder: str, text: list[int]) -> list[list[float]]:
     from rlhf_npu.config import compose_config
     from rlhf_npu.engines.rollout import RolloutEngine
-    from rlhf_npu.platform import CPU
 
     config = compose_config([f"actor_rollout_ref.model.path={folder}"])
     policy = config.actor_rollout_ref
-    return RolloutEngine(policy.model, policy.rollout, config.data, CPU, [2]).score([text])
+    return RolloutEngine(policy.model, policy.rollout, config.data, PLATFORM, [2]).score([text])
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from rlhf_npu.config import ActorConfig, CriticConfig, ModelConfig, OptimConfig
+from tests.devices import PLATFORM
 from tests.ranks import run_ranks
 from tests.tiny_model import save_tiny_model
 
@@ -62,7 +63,7 @@ def _gradients(model_path: str, cuts: list[tuple[int, int]]) -> dict[str, list[G
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
     share = SEQUENCES // world_size
-    mine = _batch()[rank * share : (rank + 1) * share]
+    mine = _batch()[rank * share : (rank + 1) * share].to(PLATFORM.device())
     return {
         mode: [
             _actor_gradients(model_path, mine, stage, micro_size, mode)
@@ -95,7 +96,6 @@ def _critic_gradients(path: str, batch: TensorDict, stage: int, micro_size: int,
 
 def _engine(module: torch.nn.Module, stage: int) -> Any:
     from rlhf_npu.engines.trainer_engine import TrainerEngine
-    from rlhf_npu.platform import CPU
 
     return TrainerEngine(
         module,
@@ -104,7 +104,7 @@ def _engine(module: torch.nn.Module, stage: int) -> Any:
         dtype="float32",
         grad_clip=1.0,
         optimizer_steps=1,
-        platform=CPU,
+        platform=PLATFORM,
     )
 
 
@@ -120,7 +120,7 @@ def _accumulated(engine: Any, loss: Any, batch: TensorDict, micro_size: int, nam
     gradients = {}
     for parameter_name, parameter in engine.module.named_parameters():
         gradient = parameter.grad if parameter.grad is not None else safe_get_full_grad(parameter)
-        gradients[f"{name}.{parameter_name}"] = gradient.clone()
+        gradients[f"{name}.{parameter_name}"] = gradient.cpu().clone()
     engine.close()
     return gradients
 
