@@ -63,7 +63,7 @@ def _trained(model: Any, stage: int) -> Any:
         platform=PLATFORM,
     )
     torch.manual_seed(dist.get_rank())
-    batch = TensorDict({"ids": torch.randint(3, 15, (4, 12))}, batch_size=[4])
+    batch = TensorDict({"ids": torch.randint(3, 15, (4, 12))}, batch_size=[4]).to(PLATFORM.device())
     for _ in range(2):
         trainer.train_mini_batch(batch, 2, _likelihood)
     return trainer
@@ -84,7 +84,7 @@ def _log_probs(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def _trainer_scores(trainer: Any) -> list[list[float]]:
     trainer.module.eval()
-    return [_log_probs(trainer.module, torch.tensor([text]))[0].tolist() for text in TEXTS]
+    return [_log_probs(trainer.module, torch.tensor([text], device=PLATFORM.device()))[0].tolist() for text in TEXTS]
 
 
 def _distance(a: list[list[float]], b: list[list[float]]) -> float:
