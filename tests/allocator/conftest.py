@@ -120,7 +120,7 @@ def held(pool: SleepPool) -> Callable[[], dict[str, int]]:
     """What the device holds since the test began, by the driver's own calls: all zero when nothing leaks."""
     gc.collect()  # no tensor of an earlier test may be freed during this one
     if ON_NPU:
-        torch.accelerator.empty_cache()  # what the fixtures of the one before held
+        torch.npu.empty_cache()  # what the fixtures of the one before held
     pairs = {
         "addresses": ("reserve", "unreserve"),
         "handles": ("create", "release"),
