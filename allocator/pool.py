@@ -220,8 +220,8 @@ class SleepPool:
         """
         if offload is None and discard is None and not droppable:
             checked = _level(level)
-            self._settle(copies=checked == 1)
-            native.check(self._library.sleep_pool_sleep_level(self._pool, checked))
+            with self._settled(copies=checked == 1):
+                native.check(self._library.sleep_pool_sleep_level(self._pool, checked))
         elif level is None:
             self._sleep_tags(_tag_list(offload or ()), _tag_list(discard or ()), droppable)
         else:
@@ -230,18 +230,27 @@ class SleepPool:
     def _sleep_tags(self, offload: list[str], discard: list[str], droppable: Sequence[torch.Tensor]) -> None:
         arguments = (self._pool, native.names(offload), len(offload), native.names(discard), len(discard))
         native.check(self._library.sleep_pool_check_sleep(*arguments))
-        self._settle(copies=bool(offload))
         dropped = native.ranges([(tensor.data_ptr(), tensor.nbytes) for tensor in droppable if tensor.is_contiguous()])
-        native.check(self._library.sleep_pool_sleep(*arguments, *dropped))
+        with self._settled(copies=bool(offload)):
+            native.check(self._library.sleep_pool_sleep(*arguments, *dropped))
 
-    def _settle(self, copies: bool = True) -> None:
-        """Before a sleep: what torch freed comes back, and the pool knows what lives in the rest if it is copied."""
+    @contextmanager
+    def _settled(self, copies: bool = True) -> Iterator[None]:
+        """For a sleep: what torch freed comes back, and the pool knows what lives in the rest if it is copied."""
         futures.wait(self._preparations)
         self._preparations = []  # a failed one would keep alive what its caller's frames hold
+        try:
+            if self._hook is not None:
+                self._hook.settle()
+            if copies:
+                self._refresh_live()
+            yield
+        finally:
+            self._resume_regions()
+
+    def _resume_regions(self) -> None:
         if self._hook is not None:
-            self._hook.settle()
-        if copies:
-            self._refresh_live()
+            self._hook.resume(self._sleeping_tags)
 
     def _refresh_live(self) -> None:
         ranges = None if self._hook is None else self._hook.live_ranges()
@@ -252,6 +261,8 @@ class SleepPool:
 
     def trim(self) -> None:
         """Returns to the device what was made in regions and freed since, and torch has kept; a sleep does it too.
+
+        torch_npu 2.10 keeps it for the tag's next regions instead: a tag holds there what it held at its largest.
 
         Raises:
             DriverError: a driver call failed; what could not be returned is returned later.
@@ -272,11 +283,14 @@ class SleepPool:
             OutOfMemoryError: less memory is free than needed; then nothing was changed.
             DriverError: a driver call failed; what was not woken sleeps on with its backup.
         """
-        if tags is None:
-            native.check(self._library.sleep_pool_wake_up_all(self._pool, all_or_nothing))
-            return
-        named = _tag_list(tags)
-        native.check(self._library.sleep_pool_wake_up(self._pool, native.names(named), len(named), all_or_nothing))
+        try:
+            if tags is None:
+                native.check(self._library.sleep_pool_wake_up_all(self._pool, all_or_nothing))
+                return
+            named = _tag_list(tags)
+            native.check(self._library.sleep_pool_wake_up(self._pool, native.names(named), len(named), all_or_nothing))
+        finally:
+            self._resume_regions()
 
     def set_persistent(self, tag: str, persistent: bool = True) -> None:
         """Declares that a tag never sleeps, or takes that back. Makes the tag if need be.
@@ -298,11 +312,17 @@ class SleepPool:
     def stats(self) -> dict[str, TagStats]:
         """Each tag's memory and last phases, in the order the tags were made."""
         self._refresh_live()
+        return {entry.tag.decode(): _tag_stats(entry) for entry in self._read_stats()}
+
+    def _sleeping_tags(self) -> set[str]:
+        return {entry.tag.decode() for entry in self._read_stats() if entry.is_asleep}
+
+    def _read_stats(self) -> Sequence[native.NativeTagStats]:
         count = ctypes.c_size_t()
         native.check(self._library.sleep_pool_stats(self._pool, None, 0, ctypes.byref(count)))
         entries = (native.NativeTagStats * count.value)()
         native.check(self._library.sleep_pool_stats(self._pool, entries, len(entries), ctypes.byref(count)))
-        return {entry.tag.decode(): _tag_stats(entry) for entry in entries}
+        return list(entries)
 
     def memory_info(self) -> MemoryInfo:
         """Free and total memory of the device."""
@@ -327,9 +347,9 @@ class SleepPool:
             OutOfMemoryError: no host memory; raised by the future.
         """
         native.check(self._library.sleep_pool_check_sleep(self._pool, native.names([tag]), 1, native.names([]), 0))
-        self._settle()
         executor = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare_host")
-        preparation = executor.submit(self._make_host, tag)
+        with self._settled():
+            preparation = executor.submit(self._make_host, tag)
         executor.shutdown(wait=False)
         self._preparations.append(preparation)
         return preparation

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,6 +52,9 @@ class Hook(Protocol):
     def settle(self) -> None:
         """Before a sleep: finishes queued work and returns freed memory to the pool."""
 
+    def resume(self, sleeping_tags: Callable[[], Collection[str]]) -> None:
+        """After a sleep or a wake-up: this thread's open regions of tags that are awake go on."""
+
     def live_ranges(self) -> Sequence[LiveRange] | None:
         """Where tensors live; None when the pool's own allocations say it."""
 
@@ -82,6 +85,9 @@ class CpuHook:
 
     def settle(self) -> None:
         """A CPU tensor is returned when it is freed."""
+
+    def resume(self, sleeping_tags: Callable[[], Collection[str]]) -> None:
+        """A tensor of a tag that sleeps is refused by the pool itself."""
 
     def live_ranges(self) -> None:
         """The pool's own allocations are the tensors."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from allocator import DriverError, SleepPool
-from tests.allocator.conftest import ON_NPU, cpu_only
+from tests.allocator.conftest import KEEPS_SEGMENTS, ON_NPU, cpu_only
 from tests.allocator.injected_faults import fails
 
 MIB = 1 << 20
@@ -43,16 +43,15 @@ class Tenants:
 
 
 @pytest.fixture
-def tenants(pool: SleepPool, held: Callable[[], dict[str, int]]) -> Iterator[Tenants]:
+def tenants(small_handles: SleepPool, held: Callable[[], dict[str, int]]) -> Iterator[Tenants]:
+    pool = small_handles  # some tensors are made of two
     pool.set_poison(True)
-    pool.set_handle_bytes(2 * MIB)  # some tensors are made of two
     made = Tenants(pool)
     yield made
     made.weights.clear()
     made.cache.clear()
     pool.trim()
     pool.release_host()
-    pool.set_handle_bytes(256 * MIB)
     assert set(held().values()) == {0}
 
 
@@ -233,6 +232,7 @@ def test_a_failed_allocation_is_tried_again_by_torch(
     assert held() == {"addresses": 1, "handles": 1, "mappings": 1, "arenas": 0}
 
 
+@pytest.mark.skipif(KEEPS_SEGMENTS, reason="torch returns nothing to the pool, so that cannot fail")
 @pytest.mark.parametrize("call", ["unmap", "release", "unreserve", "synchronize"])
 @pytest.mark.parametrize("elements", [10, MIB])
 def test_a_failed_free_is_tried_again(

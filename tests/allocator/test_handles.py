@@ -1,23 +1,16 @@
 """Segments of several physical handles: they sleep and wake piece by piece, and a failure in one is no other's."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
 import torch
 
 from allocator import DriverError, InvalidArgumentError, OutOfMemoryError, SleepPool
-from tests.allocator.conftest import ON_NPU
+from tests.allocator.conftest import KEEPS_SEGMENTS, ON_NPU
+from tests.allocator.conftest import SMALL_HANDLE as HANDLE
 
 MIB = 1 << 20
-HANDLE = 2 * MIB
-
-
-@pytest.fixture
-def small_handles(pool: SleepPool) -> Iterator[SleepPool]:
-    pool.set_handle_bytes(HANDLE)
-    yield pool
-    pool.set_handle_bytes(256 * MIB)
 
 
 def _calls(pool: SleepPool, call: str, operation: Callable[[], object]) -> int:
@@ -32,7 +25,8 @@ def test_a_large_tensor_is_made_of_handles_and_sleeps_by_them(small_handles: Sle
     copy = weights.clone()
     small_handles.trim()
     made = small_handles.stats()["weights"].mapped // HANDLE
-    assert made == (12 if ON_NPU else 11)  # torch_npu asks for 32 bytes more
+    # torch_npu asks for 32 bytes more, and 2.10 keeps what the first region of a pool was tried with.
+    assert made == (11 + ON_NPU + KEEPS_SEGMENTS)
     assert _calls(small_handles, "release", small_handles.sleep) == made
     assert small_handles.stats()["weights"].sleep.copied == weights.nbytes
     assert _calls(small_handles, "create", small_handles.wake_up) == made
@@ -144,8 +138,8 @@ from allocator import SleepPool
 pool = SleepPool.get(DEVICE)
 with pool.region("weights"):
     weights = torch.ones(10 << 20, dtype=torch.uint8, device=DEVICE)
-pool.sleep(offload=[], discard=[])  # an NPU's torch has tried the pool with another tensor
+pool.trim()  # an NPU's torch has tried the pool with another tensor, which 2.10 keeps
 print(pool.driver_calls()["create"] - pool.driver_calls()["release"])
 """
-    assert run_python(program, SLEEP_POOL_HANDLE_MIB="4").stdout == "3\n"
+    assert run_python(program, SLEEP_POOL_HANDLE_MIB="4").stdout == f"{3 + KEEPS_SEGMENTS}\n"
     assert "SLEEP_POOL_HANDLE_MIB holds 'big', want MiB" in run_python(program, SLEEP_POOL_HANDLE_MIB="big").stderr
