@@ -4,10 +4,25 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
+
+// What a task returns that cannot go on yet: it is run again later, and its stream waits until then.
+constexpr int kAclsimAgain = -1;
 
 // Runs an operator in order on a simulated stream.
 int aclsim_enqueue(void* stream, std::function<int()> task);
+// The calling thread's default stream for nullptr.
+void* aclsim_stream(void* stream);
+// Runs what the stream can run now, until `enough` says so. Both tasks and `enough` run under the simulator's lock.
+void aclsim_advance(void* stream, const std::function<bool()>& enough);
+bool aclsim_is_lazy();
 void aclsim_count_error();
+// Words for aclGetRecentErrMsg: of a call that this thread made; of a task, which any thread may ask for. Both count
+// the error and return its code.
+int aclsim_refuse(int code, const std::string& words);
+int aclsim_device_fault(int code, const std::string& words);
+// Of the calling thread: which of the machine's devices its current one is (ASCEND_RT_VISIBLE_DEVICES renumbers them).
+int aclsim_physical_device();
 
 extern "C" {
 

@@ -19,7 +19,15 @@ const char* text_from(const char* variable, const char* otherwise) {
 
 bool is_device(int index) { return index >= 0 && index < device_count(); }
 
-int no_device(int index) { return refuse(ACL_ERROR_RT_INVALID_DEVICEID, "no device " + std::to_string(index)); }
+int no_device(int index) {
+  std::string words = "no device " + std::to_string(index);
+  const char* const visible = std::getenv("ASCEND_RT_VISIBLE_DEVICES");
+  if (visible != nullptr) {
+    words += ": of ASCEND_RT_VISIBLE_DEVICES='" + std::string(visible) + "' " + std::to_string(device_count()) +
+             " are seen (numbers ascend, with commas between)";
+  }
+  return refuse(ACL_ERROR_RT_INVALID_DEVICEID, words);
+}
 
 std::map<int, int64_t>& system_parameters() {
   static auto* const made = new std::map<int, int64_t>;
@@ -85,8 +93,9 @@ aclError aclrtGetDeviceInfo(uint32_t, aclrtDevAttr, int64_t* value) {
 }
 
 aclError aclrtDeviceGetUuid(int32_t index, aclrtUuid* uuid) {
+  if (!is_device(index)) return no_device(index);
   std::memset(uuid, 0, sizeof *uuid);
-  uuid->bytes[0] = static_cast<char>(index + 1);
+  uuid->bytes[0] = static_cast<char>(device(index).physical + 1);
   return 0;
 }
 

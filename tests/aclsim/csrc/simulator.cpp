@@ -1,9 +1,11 @@
 #include "simulator.h"
 
 #include <array>
+#include <cctype>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <numeric>
 #include <utility>
 
 namespace aclsim {
@@ -23,6 +25,7 @@ struct Machine {
   bool log = false;
   std::map<std::string, Fault> faults;
   std::map<std::string, std::uint64_t> calls;
+  std::string device_error;  // of the last task that failed, for every thread
 };
 
 thread_local int chosen_device = -1;
@@ -33,13 +36,40 @@ std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
   return value == nullptr || *value == '\0' ? otherwise : std::strtoull(value, nullptr, 10);
 }
 
+int machine_devices() {
+  const std::uint64_t devices = number_from("ACLSIM_DEVICES", 1);
+  return devices < kMaxDevices ? static_cast<int>(devices) : kMaxDevices;
+}
+
+// The machine's devices that this process sees, by ASCEND_RT_VISIBLE_DEVICES. As CANN's documentation has it, numbers
+// are separated by commas, and reading ends before anything else and before a device that is not there. Numbers that do
+// not ascend void the list. The empty text lets a process see none, as vllm-ascend and Ray take it.
+std::vector<int> visible_devices() {
+  std::vector<int> all(machine_devices());
+  std::iota(all.begin(), all.end(), 0);
+  const char* at = std::getenv("ASCEND_RT_VISIBLE_DEVICES");
+  if (at == nullptr) return all;
+  std::vector<int> visible;
+  while (std::isdigit(static_cast<unsigned char>(*at))) {
+    char* end = nullptr;
+    const unsigned long number = std::strtoul(at, &end, 10);
+    if (number >= all.size()) break;
+    if (!visible.empty() && static_cast<int>(number) <= visible.back()) return {};
+    visible.push_back(static_cast<int>(number));
+    if (*end != ',') break;
+    at = end + 1;
+  }
+  return visible;
+}
+
 Machine* make_machine() {
   auto* const made = new Machine;
-  const std::uint64_t devices = number_from("ACLSIM_DEVICES", 1);
-  made->device_count = devices < kMaxDevices ? static_cast<int>(devices) : kMaxDevices;
+  const std::vector<int> visible = visible_devices();
+  made->device_count = static_cast<int>(visible.size());
   made->log = number_from("ACLSIM_LOG", 0) > 0;
   for (int i = 0; i < kMaxDevices; ++i) {
     made->devices[i].index = i;
+    made->devices[i].physical = i < made->device_count ? visible[i] : -1;
     made->devices[i].default_stream.device = i;
     made->devices[i].stats.capacity = number_from("ACLSIM_DEVICE_MEMORY", std::uint64_t{64} << 30);
   }
@@ -69,7 +99,10 @@ int refuse(int code, const std::string& words) {
   return code;
 }
 
-std::string take_error() { return std::exchange(last_error, ""); }
+std::string take_error() {
+  const Guard guard(lock());
+  return last_error.empty() ? machine().device_error : std::exchange(last_error, "");
+}
 
 int enter(const char* call) {
   ++machine().calls[call];
@@ -100,6 +133,24 @@ using namespace aclsim;
 void aclsim_count_error() {
   const Guard guard(lock());
   ++current_device().stats.errors;
+}
+
+int aclsim_refuse(int code, const std::string& words) {
+  const Guard guard(lock());
+  return refuse(code, words);
+}
+
+int aclsim_device_fault(int code, const std::string& words) {
+  const Guard guard(lock());
+  if (code == ACL_ERROR_RT_DEVICE_MEM_ERROR) ++current_device().stats.faults;
+  refuse(code, words);
+  machine().device_error = std::exchange(last_error, "");
+  return code;
+}
+
+int aclsim_physical_device() {
+  const Guard guard(lock());
+  return current_device().physical;
 }
 
 int aclsim_enqueue(void* stream, std::function<int()> task) {

@@ -21,6 +21,7 @@ struct Stream {
   int device = 0;
   int id = 0;
   std::deque<std::function<int()>> tasks;
+  std::uint64_t finished = 0;  // tasks
   bool running = false;
   int error = 0;  // of a task that ran; reported by the next call that waits
 };
@@ -34,6 +35,7 @@ struct Event {
 
 struct Device {
   int index = 0;  // its address is the device's context
+  int physical = 0;  // which of the machine's devices it is
   aclsim_stats stats{};
   Stream default_stream;
 };
@@ -68,7 +70,6 @@ void count_mapped(aclsim_stats* stats);
 // latest moment that AscendCL allows.
 Stream* stream_of(void* stream);
 int enqueue(Stream* stream, std::function<int()> task);
-int drain(Stream* stream, const Event* until = nullptr, std::uint64_t record = 0);
 int drain_all();
 std::size_t pending_tasks();
 

@@ -1,8 +1,11 @@
 // Streams and events.
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <utility>
 
 #include "simulator.h"
@@ -28,11 +31,58 @@ std::uint64_t now() {
   return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(time).count());
 }
 
-Event* event_of(aclrtEvent event) { return static_cast<Event*>(event); }
+// Shared with the tasks that record it and wait for it: an event may be destroyed before they have run.
+using EventPointer = std::shared_ptr<Event>;
+EventPointer& event_of(aclrtEvent event) { return *static_cast<EventPointer*>(event); }
 
 bool is_done(const Event& event) { return event.done >= event.recorded; }
 
-int finish(Event* event) { return is_done(*event) ? 0 : drain(event->stream, event, event->recorded); }
+bool exists(const Stream* stream) {
+  for (int i = 0; i < device_count(); ++i) {
+    if (stream == &device(i).default_stream) return true;
+  }
+  return std::find(streams().begin(), streams().end(), stream) != streams().end();
+}
+
+int take_error_of(Stream* stream) { return exists(stream) ? std::exchange(stream->error, 0) : 0; }
+
+// Runs tasks until `enough`, or until one cannot go on yet.
+void advance(Stream* stream, const std::function<bool()>& enough) {
+  if (stream->running) return;
+  stream->running = true;
+  while (!stream->tasks.empty() && !enough()) {
+    const int error = stream->tasks.front()();
+    if (error == kAclsimAgain) break;
+    stream->tasks.pop_front();
+    ++stream->finished;
+    if (stream->error == 0) stream->error = error;
+  }
+  stream->running = false;
+}
+
+// Waits for `done` as a host thread does: other threads may use the simulator while nothing can be run.
+int wait(Stream* stream, const std::function<bool()>& done) {
+  int microseconds = 20;
+  for (advance(stream, done); exists(stream) && !done() && !stream->running; advance(stream, done)) {
+    lock().unlock();
+    usleep(static_cast<useconds_t>(microseconds));
+    microseconds = std::min(microseconds + microseconds / 4, 1000);
+    lock().lock();
+  }
+  return take_error_of(stream);
+}
+
+int drain(Stream* stream) {
+  const std::uint64_t last = stream->finished + stream->tasks.size();
+  return wait(stream, [stream, last] { return stream->finished >= last; });
+}
+
+int finish(const EventPointer& event) {
+  if (is_done(*event)) return 0;
+  return wait(event->stream, [event] { return is_done(*event); });
+}
+
+bool never() { return false; }
 
 }  // namespace
 
@@ -41,22 +91,13 @@ Stream* stream_of(void* stream) {
 }
 
 int enqueue(Stream* stream, std::function<int()> task) {
-  if (!lazy()) return task();
-  stream->tasks.push_back(std::move(task));
-  return 0;
-}
-
-int drain(Stream* stream, const Event* until, std::uint64_t record) {
-  if (stream->running) return 0;
-  stream->running = true;
-  while (!stream->tasks.empty() && (until == nullptr || until->done < record)) {
-    const std::function<int()> task = std::move(stream->tasks.front());
-    stream->tasks.pop_front();
+  if (!lazy() && stream->tasks.empty()) {
     const int error = task();
-    if (stream->error == 0) stream->error = error;
+    if (error != kAclsimAgain) return error;
   }
-  stream->running = false;
-  return std::exchange(stream->error, 0);
+  stream->tasks.push_back(std::move(task));
+  if (!lazy()) advance(stream, never);
+  return 0;
 }
 
 int drain_all() {
@@ -65,7 +106,10 @@ int drain_all() {
     const int error = drain(stream);
     if (first == 0) first = error;
   };
-  for (Stream* stream : streams()) drain_one(stream);
+  const std::vector<Stream*> all = streams();  // another thread may make or destroy streams during a wait
+  for (Stream* stream : all) {
+    if (exists(stream)) drain_one(stream);
+  }
   for (int i = 0; i < device_count(); ++i) drain_one(&device(i).default_stream);
   return first;
 }
@@ -80,6 +124,15 @@ std::size_t pending_tasks() {
 }  // namespace aclsim
 
 using namespace aclsim;
+
+void aclsim_advance(void* stream, const std::function<bool()>& enough) {
+  const Guard guard(lock());
+  if (exists(static_cast<Stream*>(stream))) advance(static_cast<Stream*>(stream), enough);
+}
+
+void* aclsim_stream(void* stream) { return stream_of(stream); }
+
+bool aclsim_is_lazy() { return lazy(); }
 
 extern "C" {
 
@@ -125,7 +178,8 @@ aclError aclrtStreamQuery(aclrtStream stream, aclrtStreamStatus* status) {
   ACLSIM_ENTER();
   const bool empty = stream_of(stream)->tasks.empty();
   *status = empty ? ACL_STREAM_STATUS_COMPLETE : ACL_STREAM_STATUS_NOT_READY;
-  return drain(stream_of(stream));
+  advance(stream_of(stream), never);
+  return take_error_of(stream_of(stream));
 }
 
 aclError aclrtStreamGetId(aclrtStream stream, int32_t* id) {
@@ -139,7 +193,7 @@ aclError aclrtCtxGetCurrentDefaultStream(aclrtStream* stream) {
 }
 
 aclError aclrtCreateEvent(aclrtEvent* event) {
-  *event = new Event;
+  *event = new EventPointer(std::make_shared<Event>());
   return 0;
 }
 
@@ -148,14 +202,13 @@ aclError aclrtCreateEventWithFlag(aclrtEvent* event, uint32_t) { return aclrtCre
 
 aclError aclrtDestroyEvent(aclrtEvent event) {
   const Guard guard(lock());
-  const int error = finish(event_of(event));
-  delete event_of(event);
-  return error;
+  delete &event_of(event);
+  return 0;
 }
 
 aclError aclrtRecordEvent(aclrtEvent event, aclrtStream stream) {
   ACLSIM_ENTER();
-  Event* const recorded = event_of(event);
+  const EventPointer recorded = event_of(event);
   recorded->stream = stream_of(stream);
   return enqueue(recorded->stream, [recorded, record = ++recorded->recorded] {
     recorded->done = record;
@@ -168,9 +221,11 @@ aclError aclrtResetEvent(aclrtEvent, aclrtStream) { return 0; }
 
 aclError aclrtStreamWaitEvent(aclrtStream stream, aclrtEvent event) {
   ACLSIM_ENTER();
-  Event* const awaited = event_of(event);
+  const EventPointer awaited = event_of(event);
   return enqueue(stream_of(stream), [awaited, source = awaited->stream, record = awaited->recorded] {
-    return awaited->done < record ? drain(source, awaited, record) : 0;
+    const auto done = [&] { return awaited->done >= record; };
+    if (!done() && exists(source)) advance(source, done);
+    return done() ? take_error_of(source) : kAclsimAgain;
   });
 }
 
@@ -181,9 +236,12 @@ aclError aclrtSynchronizeEvent(aclrtEvent event) {
 
 aclError aclrtQueryEventStatus(aclrtEvent event, aclrtEventRecordedStatus* status) {
   ACLSIM_ENTER();
-  const bool done = is_done(*event_of(event));
+  const EventPointer asked = event_of(event);
+  const bool done = is_done(*asked);
   *status = done ? ACL_EVENT_RECORDED_STATUS_COMPLETE : ACL_EVENT_RECORDED_STATUS_NOT_READY;
-  return finish(event_of(event));
+  // An error stays with the stream, for the one who waits for it.
+  if (!done) advance(asked->stream, [&] { return is_done(*asked); });
+  return 0;
 }
 
 aclError aclrtQueryEventWaitStatus(aclrtEvent, aclrtEventWaitStatus* status) {
