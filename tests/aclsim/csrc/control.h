@@ -4,10 +4,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 
 // Runs an operator in order on a simulated stream.
 int aclsim_enqueue(void* stream, std::function<int()> task);
 void aclsim_count_error();
+// Counts a refused call; a fault: one for want of memory behind an operand. aclGetRecentErrMsg gives the words next.
+void aclsim_report_error(const std::string& words);
+void aclsim_report_fault(const std::string& words);
 
 extern "C" {
 
