@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -31,14 +33,10 @@ constexpr TypePair kTypes[] = {
     {ACL_UINT64, at::kUInt64},   {ACL_COMPLEX64, at::kComplexFloat},
 };
 
-bool is_backed(const Operand& operand) { return aclsim_probe(operand.address, operand.bytes) == 1; }
+bool is_backed(const aclTensor& tensor) { return aclsim_probe(tensor.operand.address, tensor.operand.bytes) == 1; }
 
 int run(const aclOpExecutor& executor) {
-  if (!std::all_of(executor.operands.begin(), executor.operands.end(), is_backed)) {
-    std::fprintf(stderr, "[aclsim] device fault: an operand of %s has no memory behind it\n", executor.name);
-    aclsim_count_error();
-    return kDeviceFault;
-  }
+  if (const int error = check_operands(executor)) return error;
   try {
     const c10::NoGradGuard no_grad;
     const at::AutoDispatchBelowADInplaceOrView below;
@@ -67,12 +65,31 @@ at::ScalarType scalar_type(int type) {
 }
 
 int refuse(const char* name, const char* words) {
-  std::fprintf(stderr, "[aclsim] %s: %s\n", name, words);
+  aclsim_report_error(std::string(name) + ": " + words);
   return kOperatorFailed;
 }
 
+int check_operands(const aclOpExecutor& executor) {
+  const auto& operands = executor.operands;
+  const auto found = std::find_if_not(operands.begin(), operands.end(), is_backed);
+  if (found == operands.end()) return 0;
+  std::ostringstream words;
+  words << executor.name << ": its tensor " << found - operands.begin() + 1 << " of " << operands.size() << " ("
+        << c10::getDtypeNames(found->value.scalar_type()).first << ' ' << found->value.sizes()
+        << ") has no device memory behind it at " << found->operand.address << " (" << found->operand.bytes
+        << " bytes): it sleeps, is not mapped, or was freed";
+  aclsim_report_fault(words.str());
+  return kDeviceFault;
+}
+
 int launch(aclOpExecutor* executor, void* stream) {
-  return aclsim_enqueue(stream, [owned = std::shared_ptr<aclOpExecutor>(executor)] { return run(*owned); });
+  const auto owned = std::shared_ptr<aclOpExecutor>(executor);
+  const int error = aclsim_enqueue(stream, [owned] { return run(*owned); });
+  if (error == 0) return 0;
+  // torch_npu would raise once, and from then on drop each operator without a word.
+  const char* const words = aclGetRecentErrMsg();
+  std::fprintf(stderr, "[aclsim] %s\n", words == nullptr ? owned->name : words);
+  std::abort();
 }
 
 }  // namespace aclnn
@@ -114,7 +131,7 @@ aclTensorList* aclCreateTensorList(const aclTensor* const* tensors, uint64_t cou
   for (uint64_t i = 0; i < count; ++i) {
     const std::unique_ptr<const aclTensor> tensor(tensors[i]);
     list->value.push_back(tensor == nullptr ? at::Tensor() : tensor->value);
-    if (tensor != nullptr) list->operands.push_back(tensor->operand);
+    if (tensor != nullptr && tensor->operand.address != nullptr) list->operands.push_back(*tensor);
   }
   return list;
 }

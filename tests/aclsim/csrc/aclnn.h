@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -43,7 +44,7 @@ struct aclBoolArray {
 
 struct aclTensorList {
   std::vector<at::Tensor> value;
-  std::vector<Operand> operands;
+  std::vector<aclTensor> operands;
 };
 
 struct aclScalarList {
@@ -53,13 +54,15 @@ struct aclScalarList {
 struct aclOpExecutor {
   const char* name;
   std::function<void()> action;
-  std::vector<Operand> operands;
+  std::vector<aclTensor> operands;
 };
 
 namespace aclnn {
 
 at::ScalarType scalar_type(int type);
-// Queues the operator on a stream; it fails like a device when an operand has no memory behind it.
+// 0, or the code of a device fault: an operand has no memory behind it.
+int check_operands(const aclOpExecutor& executor);
+// Queues the operator on a stream. Operands are checked again when it runs.
 int launch(aclOpExecutor* executor, void* stream);
 int refuse(const char* name, const char* words);
 
@@ -76,7 +79,7 @@ struct Parameter<at::Tensor> {
   using Type = const aclTensor*;
   static at::Tensor value(Type argument) { return argument->value; }
   static void note(Type argument, aclOpExecutor* executor) {
-    if (argument != nullptr && argument->operand.address != nullptr) executor->operands.push_back(argument->operand);
+    if (argument != nullptr && argument->operand.address != nullptr) executor->operands.push_back(*argument);
   }
 };
 
@@ -114,13 +117,14 @@ struct Operator<void (*)(Values...)> {
   static int workspace_size(typename Parameter<Values>::Type... arguments, uint64_t* bytes,
                             aclOpExecutor** executor) {
     try {
-      auto* const made = new aclOpExecutor{*name, {}, {}};
-      (Parameter<Values>::note(arguments, made), ...);
+      auto made = std::make_unique<aclOpExecutor>(aclOpExecutor{*name, {}, {}});
+      (Parameter<Values>::note(arguments, made.get()), ...);
+      if (const int error = check_operands(*made)) return error;
       made->action = [values = std::make_tuple(Parameter<Values>::value(arguments)...)] {
         std::apply(function, values);
       };
       *bytes = 0;
-      *executor = made;
+      *executor = made.release();
       return 0;
     } catch (const std::exception& error) {
       return refuse(*name, error.what());

@@ -23,6 +23,9 @@ int aclsim_refuse(int code, const std::string& words);
 int aclsim_device_fault(int code, const std::string& words);
 // Of the calling thread: which of the machine's devices its current one is (ASCEND_RT_VISIBLE_DEVICES renumbers them).
 int aclsim_physical_device();
+// Counts a refused call; a fault: one for want of memory behind an operand. aclGetRecentErrMsg gives the words next.
+void aclsim_report_error(const std::string& words);
+void aclsim_report_fault(const std::string& words);
 
 extern "C" {
 

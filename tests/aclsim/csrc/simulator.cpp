@@ -153,6 +153,17 @@ int aclsim_physical_device() {
   return current_device().physical;
 }
 
+void aclsim_report_error(const std::string& words) {
+  const Guard guard(lock());
+  refuse(ACL_ERROR_FAILURE, words);
+}
+
+void aclsim_report_fault(const std::string& words) {
+  const Guard guard(lock());
+  ++current_device().stats.faults;
+  refuse(ACL_ERROR_RT_DEVICE_MEM_ERROR, "device fault: " + words);
+}
+
 int aclsim_enqueue(void* stream, std::function<int()> task) {
   const Guard guard(lock());
   return enqueue(stream_of(stream), std::move(task));

@@ -1,153 +1,131 @@
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/core/Generator.h>
-#include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Functions.h>
-#include <c10/core/CPUAllocator.h>
+// torch's own operators on the simulated NPU, registered over those of torch_npu: one boxed kernel for all that have a
+// CPU kernel, and the composition that torch itself defines for those that torch_npu fuses.
+#include "torch_operators.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
-#include <torch/library.h>
 #include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
 
-#include <cstring>
-#include <map>
-#include <mutex>
-#include <set>
-#include <string>
+#include <algorithm>
+#include <memory>
 
+namespace torch_operators {
 namespace {
 
-constexpr auto kNpu = c10::DeviceType::PrivateUse1;
-std::map<std::string, long> calls;
-bool trace = std::getenv("ACLSIM_TRACE_OPS") != nullptr;
+// No backend of that name registers anything, so at this key torch computes a composite operator by its composition.
+constexpr auto kComposition = c10::DispatchKey::AutogradVE;
+constexpr auto kNpuKey = c10::DispatchKey::PrivateUse1;
+constexpr auto kAutogradNpuKey = c10::DispatchKey::AutogradPrivateUse1;
+constexpr auto kFlashAttention = 1;  // sdp::SDPBackend
 
-bool on_npu(const at::Tensor& t) { return t.defined() && t.device().type() == kNpu; }
-
-void wait() {
-  const c10::impl::VirtualGuardImpl guard(kNpu);
-  guard.synchronizeStream(guard.getStream(guard.getDevice()));
+void synchronize_current_stream(c10::Device device) {
+  const c10::impl::VirtualGuardImpl npu(kNpu);
+  npu.synchronizeStream(npu.getStream(device));
 }
 
-// One conversion of a call's arguments; an NPU tensor met twice becomes the same CPU tensor.
-struct Aliases {
-  std::vector<std::pair<at::Tensor, at::Tensor>> pairs;  // NPU, CPU
-  at::Tensor cpu(const at::Tensor& t) {
-    if (!on_npu(t)) return t;
-    for (auto& [npu, host] : pairs)
-      if (npu.is_same(t)) return host;
-    const auto& storage = t.storage();
-    c10::Storage own(c10::Storage::use_byte_size_t(), storage.nbytes(),
-                     c10::DataPtr(storage.mutable_data(), c10::Device(c10::kCPU)), c10::GetCPUAllocator(), true);
-    auto host = at::detail::make_tensor<c10::TensorImpl>(std::move(own), c10::DispatchKeySet(c10::DispatchKey::CPU), t.dtype());
-    host.unsafeGetTensorImpl()->set_sizes_and_strides(t.sizes(), t.strides(), t.storage_offset());
-    if (t.is_conj()) host._set_conj(true);
-    if (t.is_neg()) host._set_neg(true);
-    pairs.emplace_back(t, host);
-    return host;
+void compute(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
+  const std::size_t count = op.schema().arguments().size();
+  const Call call(op, torch::jit::last(*stack, count));
+  const c10::DeviceGuard guard(call.device());
+  synchronize_current_stream(call.device());
+  const Stack results = call.compute();
+  Outputs outputs = call.make_outputs(results);
+  Call::store(results, outputs);
+  torch::jit::drop(*stack, count);
+  for (c10::IValue& value : outputs.values) stack->push_back(std::move(value));
+}
+
+void compose(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
+  op.redispatchBoxed(c10::DispatchKeySet(kComposition), stack);
+}
+
+// As torch does it for CPU tensors.
+at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                     const std::optional<at::Tensor>& mask, double dropout, bool causal, std::optional<double> scale,
+                     bool grouped) {
+  const auto choice = at::_fused_sdp_choice(query, key, value, mask, dropout, causal, scale, grouped);
+  std::optional<at::Tensor> added = mask;
+  if (mask && mask->scalar_type() == at::kBool) {
+    added = at::zeros(mask->sizes(), query.options()).masked_fill_(mask->logical_not(), -INFINITY);
   }
-  at::Tensor npu(const at::Tensor& t, c10::Device device) {
-    if (!t.defined()) return t;
-    for (auto& [npu, host] : pairs)
-      if (host.is_same(t)) return npu;
-    const at::Tensor source = t.is_non_overlapping_and_dense() ? t : t.contiguous();
-    at::Tensor made = at::empty_strided(source.sizes(), source.strides(), source.options().device(device));
-    if (source.numel() > 0) std::memcpy(made.data_ptr(), source.data_ptr(), source.nbytes());
-    return made;
+  const bool differentiable_mask = mask && mask->requires_grad();
+  if (choice == kFlashAttention && !differentiable_mask) {
+    const auto made =
+        at::_scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout, causal, added, scale);
+    return std::get<0>(made);
   }
-  // Outputs that the operator resized.
-  void write_back() {
-    for (auto& [npu, host] : pairs) {
-      if (host.sizes() == npu.sizes() && host.storage().data() == npu.storage().data()) continue;
-      npu.resize_(host.sizes());
-      const at::Tensor source = host.contiguous();
-      if (source.numel() > 0) std::memcpy(npu.data_ptr(), source.data_ptr(), source.nbytes());
-    }
+  const auto made = at::_scaled_dot_product_attention_math(query, key, value, added, dropout, causal, std::nullopt,
+                                                           scale, grouped);
+  return std::get<0>(made);
+}
+
+// To take operators over is the purpose here, so torch's one warning of it is dropped; other warnings pass.
+class Quiet : public c10::WarningHandler {
+ public:
+  Quiet() : guard_(this) {}
+  void process(const c10::Warning& warning) override {
+    if (warning.msg().find("Overriding a previously registered kernel") == std::string::npos) other_->process(warning);
   }
+
+ private:
+  c10::WarningHandler* other_ = c10::WarningUtils::get_warning_handler();
+  c10::WarningUtils::WarningHandlerGuard guard_;
 };
 
-at::Generator host_generator(const at::Generator& npu) {
-  // Seed and offset of the NPU's generator are its whole state; each use moves the offset on.
-  at::Generator own = npu;
-  const uint64_t offset = own.get_offset();
-  own.set_offset(offset + 4096);
-  return at::make_generator<at::CPUGeneratorImpl>(own.current_seed() * 1000003 + offset);
+// Never destroyed: the process may end while operators still run.
+torch::Library& library(c10::DispatchKey key) {
+  return *new torch::Library(torch::Library::IMPL, "aten", key, __FILE__, __LINE__);
 }
 
-void boxed(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
-  const auto& schema = op.schema();
-  if (trace) std::fprintf(stderr, "[fallback] %s.%s\n", schema.name().c_str(), schema.overload_name().c_str());
-  ++calls[schema.name() + "." + schema.overload_name()];
-  wait();
-  const size_t count = schema.arguments().size();
-  auto arguments = torch::jit::last(*stack, count);
-  Aliases aliases;
-  c10::Device device(kNpu, c10::impl::VirtualGuardImpl(kNpu).getDevice().index());
-  const auto see = [&](const at::Tensor& t) {
-    if (on_npu(t)) device = t.device();
-    return aliases.cpu(t);
-  };
-  std::vector<c10::IValue> inputs;
-  for (const c10::IValue& value : arguments) {
-    if (value.isTensor()) inputs.emplace_back(see(value.toTensor()));
-    else if (value.isTensorList()) {
-      std::vector<at::Tensor> list;
-      for (const at::Tensor& t : value.toTensorVector()) list.push_back(see(t));
-      inputs.emplace_back(std::move(list));
-    } else if (value.isOptionalTensorList()) {
-      c10::List<std::optional<at::Tensor>> list;
-      for (const std::optional<at::Tensor> t : value.toOptionalTensorList()) list.push_back(t ? std::optional<at::Tensor>(see(*t)) : t);
-      inputs.emplace_back(std::move(list));
-    } else if (value.isDevice() && value.toDevice().type() == kNpu) {
-      device = value.toDevice();
-      inputs.emplace_back(c10::Device(c10::kCPU));
-    } else if (value.isGenerator() && value.toGenerator().device().type() == kNpu) {
-      inputs.emplace_back(host_generator(value.toGenerator()));
-    } else inputs.push_back(value);
-  }
-  torch::jit::drop(*stack, count);
-  torch::jit::Stack own(inputs.begin(), inputs.end());
-  op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &own);
-  for (c10::IValue& value : own) {
-    if (value.isTensor()) stack->emplace_back(aliases.npu(value.toTensor(), device));
-    else if (value.isTensorList()) {
-      std::vector<at::Tensor> list;
-      for (const at::Tensor& t : value.toTensorVector()) list.push_back(aliases.npu(t, device));
-      stack->emplace_back(std::move(list));
-    } else stack->push_back(value);
-  }
-  aliases.write_back();
+c10::OperatorHandle find(const std::string& name) {
+  const std::size_t dot = name.find('.');
+  const std::string overload = dot == std::string::npos ? "" : name.substr(dot + 1);
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name.substr(0, dot).c_str(), overload.c_str());
 }
 
-std::vector<std::unique_ptr<torch::Library>> registrations;
-
-// Overrides what torch_npu registered for these operators ("aten::add.Tensor"); returns those that have no CPU kernel.
-std::vector<std::string> take(const std::vector<std::string>& names) {
-  std::vector<std::string> without;
-  auto library = std::make_unique<torch::Library>(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
+void register_cpu_kernels(const std::vector<std::string>& names) {
+  const Quiet quiet;
+  auto& npu = library(kNpuKey);
   for (const std::string& name : names) {
-    const size_t dot = name.find('.');
-    const auto op = c10::Dispatcher::singleton().findOp({name.substr(0, dot), dot == std::string::npos ? "" : name.substr(dot + 1)});
-    if (!op || !(op->hasComputedKernelForDispatchKey(c10::DispatchKey::CPU))) {
-      without.push_back(name);
-      continue;
-    }
-    library->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&boxed>());
+    TORCH_CHECK(find(name).hasComputedKernelForDispatchKey(c10::DispatchKey::CPU), name, " has no CPU kernel");
+    npu.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&compute>());
   }
-  registrations.push_back(std::move(library));
-  return without;
 }
 
-// Every operator of a namespace with a kernel for `key`.
-std::vector<std::string> having(const std::string& prefix, const std::string& key) {
+void register_compositions(const std::vector<std::string>& names) {
+  const Quiet quiet;
+  for (torch::Library* const made : {&library(kNpuKey), &library(kAutogradNpuKey)}) {
+    made->impl("scaled_dot_product_attention", &attention);
+    for (const std::string& name : names) {
+      made->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&compose>());
+    }
+  }
+}
+
+bool returns_view(const c10::FunctionSchema& schema) {
+  const auto is_view = [](const c10::Argument& one) { return one.alias_info() && !one.alias_info()->isWrite(); };
+  return std::any_of(schema.returns().begin(), schema.returns().end(), is_view);
+}
+
+// The aten operators with a kernel registered for a dispatch key, but for those that return views.
+std::vector<std::string> registered(const std::string& key) {
+  auto& dispatcher = c10::Dispatcher::singleton();
   std::vector<std::string> names;
-  const auto wanted = c10::parseDispatchKey(key);
-  for (const auto& name : c10::Dispatcher::singleton().getRegistrationsForDispatchKey(wanted))
-    if (name.name.rfind(prefix, 0) == 0) names.push_back(name.overload_name.empty() ? name.name : name.name + "." + name.overload_name);
+  for (const auto& name : dispatcher.getRegistrationsForDispatchKey(c10::parseDispatchKey(key))) {
+    const auto declared = dispatcher.findSchema(name);
+    const bool is_aten = name.name.rfind("aten::", 0) == 0;
+    if (is_aten && declared && !returns_view(declared->schema())) names.push_back(toString(name));
+  }
   return names;
 }
 
 }  // namespace
+}  // namespace torch_operators
 
 PYBIND11_MODULE(torch_operators, module) {
-  module.def("take", &take);
-  module.def("having", &having);
-  module.def("calls", [] { return calls; });
+  module.def("registered", &torch_operators::registered);
+  module.def("register_cpu_kernels", &torch_operators::register_cpu_kernels);
+  module.def("register_compositions", &torch_operators::register_compositions);
 }

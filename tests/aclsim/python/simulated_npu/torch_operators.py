@@ -1,64 +1,63 @@
-"""Makes torch_npu's operators run on the CPU: `import npusim` after torch_npu. Own prototype, see report.md."""
-import os, sys
-from pathlib import Path
-import torch, torch_npu
-from simulated_npu.library import cpu_fallback
+"""Which of torch's operators on an NPU are computed by what.
 
-# What torch_npu must do itself: memory, views, copies between devices, and what has to do with streams.
-KEEP = """empty.memory_format empty_strided as_strided view _reshape_alias view_as_real view_as_complex unfold resize_ _resize_
-copy_ _copy_from _copy_from_and_resize _to_copy to.dtype_layout to.device to.dtype to.other set_ set_.source_Storage
-set_.source_Storage_storage_offset set_.source_Tensor _local_scalar_dense record_stream is_pinned _pin_memory pin_memory
-empty_like new_empty_strided clone contiguous detach alias is_set_to set_data data to.prim_Device to.prim_dtype item
-_has_compatible_shallow_copy_type is_same_size new_empty empty_quantized _efficientzerotensor lift lift_fresh _fused_adamw_""".split()
+Three kinds. torch_npu's own kernels stay for memory and views, and for the operators in ``ACLNN``, whose host code then
+runs up to the simulated libopapi.so. All others that have a CPU kernel are computed by it. Composite operators that
+torch_npu fuses are composed as torch itself does it. What is none of these stays torch_npu's, and ends in the error of
+an aclnn operator that libopapi.so lacks.
+"""
 
+from __future__ import annotations
 
-def returns_view(name):
-    base, _, overload = name[6:].partition(".")
-    schema = getattr(getattr(torch.ops.aten, base), overload or "default")._schema
-    return any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+import ctypes
+from functools import cache
 
+from simulated_npu import library
 
-def install():
-    cpu = set(cpu_fallback.having("aten::", "CPU"))
-    npu = set(cpu_fallback.having("aten::", "PrivateUse1"))
-    composite = set().union(*(cpu_fallback.having("aten::", k) for k in
-        ("CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")))
-    wanted = sorted(n for n in cpu | (composite & npu) if n[6:] not in KEEP and not returns_view(n))
-    without = cpu_fallback.take(wanted)
-    info = dict(cpu=len(cpu), npu=len(npu), both=len(cpu & npu), taken=len(wanted) - len(without), without=without)
-    return info
+# Memory, copies between devices, and what has to do with streams.
+_MEMORY = """
+    _copy_from _copy_from_and_resize _has_compatible_shallow_copy_type _local_scalar_dense _pin_memory _resize_ _to_copy
+    clone contiguous copy_ data empty.memory_format empty_like empty_quantized empty_strided is_pinned is_same_size
+    is_set_to item lift lift_fresh new_empty new_empty_strided pin_memory record_stream resize_ set_ set_.source_Storage
+    set_.source_Storage_storage_offset set_.source_Tensor set_data to.device to.dtype to.dtype_layout to.other
+    to.prim_Device to.prim_dtype
+""".split()
 
-
-INFO = install()
-
-# Composite operators that torch_npu replaces by fused ones: back to the composition, which autograd knows.
-aten = torch.library.Library("aten", "IMPL")
+# The aclnn operators that torch_npu's kernel may call.
+ACLNN = {
+    "abs": "Abs",
+    "abs.out": "Abs",
+    "abs_": "InplaceAbs",
+}
 
 
-def decompose_composites():
-    composite = set(cpu_fallback.having("aten::", "CompositeImplicitAutograd"))
-    npu = set(cpu_fallback.having("aten::", "PrivateUse1")) | set(cpu_fallback.having("aten::", "AutogradPrivateUse1"))
-    taken = []
-    for name in sorted(composite & npu):
-        if name[6:] in KEEP or returns_view(name) or name[6:] == "scaled_dot_product_attention":
-            continue
-        base, _, overload = name[6:].partition(".")
-        op = getattr(getattr(torch.ops.aten, base), overload or "default")
-        for key in ("AutogradPrivateUse1", "PrivateUse1"):
-            aten.impl(name[6:], (lambda op: lambda *a, **k: op.decompose(*a, **k))(op), key)
-        taken.append(name[6:])
-    return taken
+@cache
+def _has_aclnn(name: str) -> bool:
+    return hasattr(ctypes.CDLL("libopapi.so"), f"aclnn{name}")
 
 
-INFO["composites"] = decompose_composites()
+def aclnn_operators() -> frozenset[str]:
+    """The operators that torch_npu's own kernels compute, by aclnn operators that libopapi.so all has."""
+    return frozenset(f"aten::{name}" for name, calls in ACLNN.items() if all(map(_has_aclnn, calls.split())))
 
 
-def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
-    if attn_mask is not None and attn_mask.dtype == torch.bool:  # the composition only adds masks
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, float("-inf"))
-    return torch.ops.aten._scaled_dot_product_attention_math(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)[0]
-
-
-for key in ("AutogradPrivateUse1", "PrivateUse1"):
-    aten.impl("scaled_dot_product_attention", attention, key)
+@cache
+def install() -> None:
+    """Registers them, once a process. torch_npu must be imported."""
+    compiled = library.load()
+    kept = aclnn_operators() | {f"aten::{name}" for name in _MEMORY}
+    registered = {
+        key: set(compiled.registered(key)) - kept
+        for key in (
+            "CPU",
+            "PrivateUse1",
+            "AutogradPrivateUse1",
+            "CompositeExplicitAutograd",
+            "CompositeExplicitAutogradNonFunctional",
+            "CompositeImplicitAutograd",
+        )
+    }
+    explicit = registered["CompositeExplicitAutograd"] | registered["CompositeExplicitAutogradNonFunctional"]
+    compiled.register_cpu_kernels(sorted(registered["CPU"] | (explicit & registered["PrivateUse1"])))
+    fused = registered["PrivateUse1"] | registered["AutogradPrivateUse1"]
+    compositions = registered["CompositeImplicitAutograd"] & fused
+    compiled.register_compositions(sorted(compositions - {"aten::scaled_dot_product_attention"}))
