@@ -70,6 +70,7 @@ Stream* stream_of(void* stream);
 int enqueue(Stream* stream, std::function<int()> task);
 int drain(Stream* stream, const Event* until = nullptr, std::uint64_t record = 0);
 int drain_all();
+void settle_all();  // waits too, and leaves what failed to the next call that tells
 std::size_t pending_tasks();
 
 }  // namespace aclsim

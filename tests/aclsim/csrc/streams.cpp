@@ -59,21 +59,28 @@ int drain(Stream* stream, const Event* until, std::uint64_t record) {
   return std::exchange(stream->error, 0);
 }
 
+std::vector<Stream*> all_streams() {
+  std::vector<Stream*> all(streams().begin(), streams().end());
+  for (int i = 0; i < device_count(); ++i) all.push_back(&device(i).default_stream);
+  return all;
+}
+
 int drain_all() {
   int first = 0;
-  const auto drain_one = [&first](Stream* stream) {
+  for (Stream* stream : all_streams()) {
     const int error = drain(stream);
     if (first == 0) first = error;
-  };
-  for (Stream* stream : streams()) drain_one(stream);
-  for (int i = 0; i < device_count(); ++i) drain_one(&device(i).default_stream);
+  }
   return first;
+}
+
+void settle_all() {
+  for (Stream* stream : all_streams()) stream->error = drain(stream);
 }
 
 std::size_t pending_tasks() {
   std::size_t tasks = 0;
-  for (const Stream* stream : streams()) tasks += stream->tasks.size();
-  for (int i = 0; i < device_count(); ++i) tasks += device(i).default_stream.tasks.size();
+  for (const Stream* stream : all_streams()) tasks += stream->tasks.size();
   return tasks;
 }
 

@@ -16,7 +16,7 @@ def _within_best_groups(scores: Tensor, kept: int, groups: int, by_two_largest: 
     """`scores` [tokens, experts] with -inf outside of the `kept` groups with the highest score."""
     grouped = scores.unflatten(1, (groups, -1))
     group_scores = grouped.topk(2, -1).values.sum(-1) if by_two_largest else grouped.amax(-1)
-    best = group_scores.argsort(-1, descending=True, stable=True)[:, :kept]
+    best = group_scores.sort(dim=-1, descending=True, stable=True).indices[:, :kept]
     outside = torch.ones_like(group_scores, dtype=torch.bool).scatter_(1, best, False)
     return grouped.masked_fill(outside[..., None], float("-inf")).flatten(1)
 
@@ -50,7 +50,7 @@ def moe_gating_top_k(
     choice = scores if bias_opt is None else scores + bias_opt.float()
     if group_count > 1:
         choice = _within_best_groups(choice, k_group, group_count, group_select_mode == 1)
-    experts = choice.argsort(-1, descending=True, stable=True)[:, :k]
+    experts = choice.sort(dim=-1, descending=True, stable=True).indices[:, :k]
     weights = scores.gather(1, experts)
     if norm_type == SIGMOID or renorm:
         weights = weights / (weights.sum(-1, keepdim=True) + eps)
@@ -90,7 +90,7 @@ def moe_init_routing(
     first, end = active_expert_range or (0, expert_num)
     wanted = expert_idx.flatten().long()
     active = (wanted >= first) & (wanted < end)
-    order = torch.where(active, wanted, expert_num).argsort(stable=True)
+    order = torch.where(active, wanted, expert_num).sort(stable=True).indices
     taken = order[: int(active.sum())]
     expanded = x.new_zeros(copies, x.shape[1])
     expanded[: taken.shape[0]] = x[taken // expert_idx.shape[1]]
