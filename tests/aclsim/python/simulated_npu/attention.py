@@ -83,7 +83,7 @@ def _sequences(
             yield key[begin:end], value[begin:end]
         return
     if key.dim() != 3 or key.shape[1] != block_size:
-        raise NotSimulatedError(f"{FUSED}: a cache that is not [blocks, block_size, heads * head size] is not simulated")
+        raise NotSimulatedError(f"{FUSED}: only caches [blocks, block_size, heads * head size] are simulated")
     if block_table.shape[0] < len(ends):
         raise ValueError(f"{FUSED}: block_table has {block_table.shape[0]} rows for {len(ends)} sequences")
     for blocks, length in zip(block_table, ends, strict=False):

@@ -8,9 +8,7 @@ from simulated_npu.references import reference
 
 
 @reference("atb::_npu_reshape_and_cache")
-def reshape_and_cache(
-    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_indices: Tensor
-) -> None:
+def reshape_and_cache(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_indices: Tensor) -> None:
     """Writes each token's key and value to its slot, slot // block size being the block; negative slots are skipped.
 
     key, value [tokens, heads, head size]; caches [blocks, block size, heads, head size]; slot_indices [tokens].

@@ -45,7 +45,7 @@ def moe_gating_top_k(
     tests/e2e/nightly/single_node/ops/singlecard_ops, the test of this operator.
     """
     if norm_type not in (SOFTMAX, SIGMOID):
-        raise NotSimulatedError(f"_C_ascend::moe_gating_top_k: norm_type is not simulated, and was given as {norm_type}")
+        raise NotSimulatedError(f"_C_ascend::moe_gating_top_k: norm_type {norm_type} is not simulated")
     scores = x.float().softmax(-1) if norm_type == SOFTMAX else x.float().sigmoid()
     choice = scores if bias_opt is None else scores + bias_opt.float()
     if group_count > 1:

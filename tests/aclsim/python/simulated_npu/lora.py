@@ -1,4 +1,4 @@
-"""References of vllm-ascend's kernels for adapters of low rank (csrc/kernels, csrc/torch_binding.cpp, lora/lora_ops.py).
+"""References of vllm-ascend's kernels for adapters of low rank: csrc/kernels, csrc/torch_binding.cpp.
 
 As there, x is float16 or bfloat16 when shrunk and float32 when expanded, the rank is 8, 16, 32 or 64, and a token whose
 index is negative is left alone. In expansion weights are [adapters, 1, out, rank] or without the second dimension.
@@ -19,7 +19,8 @@ def _weights(name: str, weight: Tensor, outputs: int, inputs: int) -> Tensor:
     if weight.dim() == 4:
         weight = weight.squeeze(1)
     if weight.shape[1:] != (outputs, inputs) or weight.dtype not in HALVES:
-        raise ValueError(f"{name}: weight is {weight.dtype} {list(weight.shape)}, for {inputs} inputs, {outputs} outputs")
+        shape = f"{weight.dtype} {list(weight.shape)}"
+        raise ValueError(f"{name}: weight is {shape}, for {inputs} inputs and {outputs} outputs")
     return weight
 
 
@@ -38,9 +39,7 @@ def bgmv_shrink(x: Tensor, weight: Tensor, indices: Tensor, y: Tensor, scale: fl
 
 
 @reference("_C_ascend::bgmv_expand")
-def bgmv_expand(
-    x: Tensor, weight: Tensor, indices: Tensor, y: Tensor, slice_offset: int, slice_size: int
-) -> Tensor:
+def bgmv_expand(x: Tensor, weight: Tensor, indices: Tensor, y: Tensor, slice_offset: int, slice_size: int) -> Tensor:
     """y[:, slice_offset:][:, :slice_size] += B x; x [tokens, rank] float32, indices [tokens]. Returns y."""
     name = "_C_ascend::bgmv_expand"
     if x.dtype != torch.float32 or y.dtype not in HALVES or x.shape[1] not in RANKS:
