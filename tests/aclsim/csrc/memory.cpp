@@ -209,7 +209,7 @@ aclError aclrtMallocAlign32(void** address, size_t bytes, aclrtMemMallocPolicy) 
 
 aclError aclrtFree(void* address) {
   ACLSIM_ENTER();
-  drain_all();
+  settle_all();
   const auto allocation = addresses().allocations.find(number(address));
   if (allocation == addresses().allocations.end()) return bad_argument("free of what was not allocated");
   munmap(address, allocation->second.bytes);

@@ -1,4 +1,4 @@
-// Profiler and raw runtime entry points that libtorch_npu.so links to; none has an effect.
+// Profiler entry points that libtorch_npu.so links to; none has an effect.
 #include <atomic>
 #include <functional>
 #include <string>
@@ -17,11 +17,5 @@ uint64_t MsprofSysCycleTime() {
   static std::atomic<uint64_t> cycles{0};
   return ++cycles;
 }
-
-// No header has these; 207000 is "not supported".
-int32_t rtDevBinaryRegister(const void*, void**) { return 207000; }
-int32_t rtFunctionRegister(void*, const void*, const char*, const void*, uint32_t) { return 207000; }
-int32_t rtGetC2cCtrlAddr(uint64_t*, uint32_t*) { return 207000; }
-int32_t rtKernelLaunch(const void*, uint32_t, void*, uint32_t, void*, void*) { return 207000; }
 
 }  // extern "C"

@@ -201,14 +201,4 @@ aclError aclrtProcessReport(int32_t) {
   return ACL_ERROR_RT_THREAD_SUBSCRIBE;
 }
 
-// ---- binary kernels: there are none -----------------------------
-
-aclError aclrtBinaryGetFunction(const aclrtBinHandle, const char*, aclrtFuncHandle*) {
-  return ACL_ERROR_RT_FEATURE_NOT_SUPPORT;
-}
-aclError aclrtBinaryLoadFromData(const void*, size_t, const aclrtBinaryLoadOptions*, aclrtBinHandle*) {
-  return ACL_ERROR_RT_FEATURE_NOT_SUPPORT;
-}
-aclError aclrtGetFunctionAddr(aclrtFuncHandle, void**, void**) { return ACL_ERROR_RT_FEATURE_NOT_SUPPORT; }
-
 }  // extern "C"

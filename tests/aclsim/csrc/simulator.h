@@ -71,6 +71,7 @@ void count_mapped(aclsim_stats* stats);
 Stream* stream_of(void* stream);
 int enqueue(Stream* stream, std::function<int()> task);
 int drain_all();
+void settle_all();  // waits too, and leaves what failed to the next call that tells
 std::size_t pending_tasks();
 
 }  // namespace aclsim

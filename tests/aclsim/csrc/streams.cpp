@@ -100,24 +100,33 @@ int enqueue(Stream* stream, std::function<int()> task) {
   return 0;
 }
 
+std::vector<Stream*> all_streams() {
+  std::vector<Stream*> all(streams().begin(), streams().end());
+  for (int i = 0; i < device_count(); ++i) all.push_back(&device(i).default_stream);
+  return all;
+}
+
 int drain_all() {
   int first = 0;
-  const auto drain_one = [&first](Stream* stream) {
+  for (Stream* stream : all_streams()) {
+    if (!exists(stream)) continue;  // another thread may destroy streams during a wait
     const int error = drain(stream);
     if (first == 0) first = error;
-  };
-  const std::vector<Stream*> all = streams();  // another thread may make or destroy streams during a wait
-  for (Stream* stream : all) {
-    if (exists(stream)) drain_one(stream);
   }
-  for (int i = 0; i < device_count(); ++i) drain_one(&device(i).default_stream);
   return first;
+}
+
+void settle_all() {
+  for (Stream* stream : all_streams()) {
+    if (!exists(stream)) continue;
+    const int error = drain(stream);
+    if (exists(stream)) stream->error = error;
+  }
 }
 
 std::size_t pending_tasks() {
   std::size_t tasks = 0;
-  for (const Stream* stream : streams()) tasks += stream->tasks.size();
-  for (int i = 0; i < device_count(); ++i) tasks += device(i).default_stream.tasks.size();
+  for (const Stream* stream : all_streams()) tasks += stream->tasks.size();
   return tasks;
 }
 
