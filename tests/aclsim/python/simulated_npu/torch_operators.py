@@ -14,13 +14,7 @@ from functools import cache
 from simulated_npu import library
 
 # Memory, copies between devices, and what has to do with streams.
-_MEMORY = """
-    _copy_from _copy_from_and_resize _has_compatible_shallow_copy_type _local_scalar_dense _pin_memory _resize_ _to_copy
-    clone contiguous copy_ data empty.memory_format empty_like empty_quantized empty_strided is_pinned is_same_size
-    is_set_to item lift lift_fresh new_empty new_empty_strided pin_memory record_stream resize_ set_ set_.source_Storage
-    set_.source_Storage_storage_offset set_.source_Tensor set_data to.device to.dtype to.dtype_layout to.other
-    to.prim_Device to.prim_dtype
-""".split()
+_MEMORY = ["_copy_from", "_copy_from_and_resize", "_has_compatible_shallow_copy_type", "_local_scalar_dense", "_pin_memory", "_resize_", "_to_copy", "clone", "contiguous", "copy_", "data", "empty.memory_format", "empty_like", "empty_quantized", "empty_strided", "is_pinned", "is_same_size", "is_set_to", "item", "lift", "lift_fresh", "new_empty", "new_empty_strided", "pin_memory", "record_stream", "resize_", "set_", "set_.source_Storage", "set_.source_Storage_storage_offset", "set_.source_Tensor", "set_data", "to.device", "to.dtype", "to.dtype_layout", "to.other", "to.prim_Device", "to.prim_dtype"]
 
 # The aclnn operators that torch_npu's kernel may call.
 ACLNN = {
