@@ -1,6 +1,6 @@
 """What rlhf_npu relies on in vLLM and vllm-ascend is there: in the sources of the wheels that it is made for.
 
-There is no NPU to run the NPU worker on, so this is where a name that moved shows. Nothing of a wheel is imported.
+Nothing of a wheel is imported.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ USES: list[tuple[tuple[str, ...], str, list[str]]] = [
     ((NPU,), NPU_WORKERS, ["NPUWorker.load_model(self)", "NPUWorker.initialize_from_config(self, kv_cache_config)"]),
     ((NPU,), NPU_WORKERS, ["NPUWorker(WorkerBase)", "NPUWorker.sleep_wakeup_manager", "NPUWorker.device"]),
     ((NPU,), "vllm_ascend/worker/model_runner_v1.py", ["NPUModelRunner(GPUModelRunner)", "NPUModelRunner.model"]),
+    ((GPU,), "vllm/v1/worker/gpu_model_runner.py", ["GPUModelRunner.reload_weights(self)"]),
     ((NPU,), SLEEP_OPTIMIZED, ["SleepWakeupManager.sleep(self)", "SleepWakeupManager.wakeup(self, tags)"]),
     ((NPU,), ASCEND_CONFIG, ["get_ascend_config()", "AscendConfig.weight_nz_mode"]),
     ((NPU,), ASCEND_CONFIG, ["AscendConfig.enable_sleep_mode_extra_cleanup"]),
