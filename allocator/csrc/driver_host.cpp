@@ -6,12 +6,14 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cctype>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <fstream>
 #include <limits>
 #include <map>
-#include <sstream>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -106,10 +108,18 @@ class AddressSpace {
 
 // ---- memory information -----------------------------------------
 
+// Not by a stream's >>, which reads nothing where this library has a C++ runtime of its own beside torch's.
+std::size_t number_in(const std::string& text, std::size_t otherwise) {
+  const std::size_t begin = std::min(text.find_first_not_of(" \t"), text.size());
+  std::size_t value = 0;
+  const auto parsed = std::from_chars(text.data() + begin, text.data() + text.size(), value);
+  return parsed.ec == std::errc{} ? value : otherwise;
+}
+
 std::size_t read_number(const std::string& path, std::size_t otherwise) {
   std::ifstream file(path);
-  std::size_t value = 0;
-  return file >> value ? value : otherwise;
+  std::string line;
+  return std::getline(file, line) ? number_in(line, otherwise) : otherwise;
 }
 
 // A field of a "name value" or "name: value" file, in that file's unit.
@@ -117,10 +127,9 @@ std::size_t read_field(const std::string& path, const std::string& name) {
   std::ifstream file(path);
   std::string line;
   while (std::getline(file, line)) {
-    std::istringstream words(line);
-    std::string key;
-    std::size_t value = 0;
-    if (words >> key >> value && key == name) return value;
+    if (line.compare(0, name.size(), name) == 0 && line.size() > name.size() && std::isspace(static_cast<unsigned char>(line[name.size()])) != 0) {
+      return number_in(line.substr(name.size()), 0);
+    }
   }
   return 0;
 }
