@@ -190,8 +190,10 @@ class MemPoolHook:
             if not self._tried:
                 self._try(route)
         except BaseException:
-            self._routes.close(route)
-            self._spoil(route)
+            try:
+                self._routes.close(route)
+            finally:
+                self._spoil(route)
             raise
         return route
 

@@ -42,16 +42,22 @@ def test_level_one_keeps_addresses_and_bytes_and_holds_no_device_memory(pool: Sl
         assert torch.equal(tensor.cpu(), copy)
 
 
-def test_what_was_freed_in_a_region_is_returned_and_not_copied(pool: SleepPool) -> None:
+def test_what_was_freed_in_a_region_is_not_copied_and_is_used_again(pool: SleepPool) -> None:
     weights = _weights(pool)
+    held = control.stats().used_physical
+    freed = weights[3].data_ptr()
     del weights[3]
     pool.sleep()
     stats = pool.stats()["weights"]
     live = sum(tensor.nbytes for tensor in weights)
     assert live <= stats.host <= 1.02 * live
     assert stats.sleep.copied == stats.host
-    assert stats.allocations == 3
     pool.wake_up()
+    assert control.stats().used_physical == held
+    with pool.region("weights"):
+        again = torch.ones(8 * MIB, device="npu")
+    assert again.data_ptr() == freed
+    assert control.stats().used_physical == held
     assert [float(tensor[-1:].cpu()) for tensor in weights] == [10.0, 1000.0, MIB, 16 * MIB]  # in float32
 
 

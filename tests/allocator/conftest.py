@@ -174,8 +174,10 @@ def held(pool: SleepPool, request: pytest.FixtureRequest) -> Callable[[], dict[s
 def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a program, which finds ``DEVICE`` set, in a new Python, with ``environment`` over this one's."""
 
+    python_path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
+
     def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        variables = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", **environment}
+        variables = {**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1", **environment}
         result = subprocess.run(
             [sys.executable, "-c", f"DEVICE = {DEVICE!r}\n{program}"],
             env=variables,

@@ -219,7 +219,7 @@ def test_a_failed_allocation_is_an_error_in_torch_and_leaves_nothing(
 
 @pytest.mark.skipif(not ON_NPU, reason="on the CPU torch does not try again")
 @pytest.mark.parametrize("call", ["reserve", "create", "map"])
-def test_a_failed_allocation_is_tried_again_by_torch(
+def test_after_a_failed_allocation_torch_tries_again_or_the_program_can(
     pool: SleepPool, held: Callable[[], dict[str, int]], call: str
 ) -> None:
     with pool.region("weights"):
@@ -227,6 +227,10 @@ def test_a_failed_allocation_is_tried_again_by_torch(
     pool.trim()
     pool.inject_fault(call, 1)
     with pool.region("weights"):
+        if KEEPS_SEGMENTS:  # torch_npu 2.10 does not try again with a region open
+            with pytest.raises(torch.OutOfMemoryError):
+                torch.ones(MIB)
+            assert set(held().values()) == {0}
         made = torch.ones(MIB)
     assert float(made.sum()) == MIB
     assert held() == {"addresses": 1, "handles": 1, "mappings": 1, "arenas": 0}

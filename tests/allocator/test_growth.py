@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from allocator import SleepPool
-from tests.allocator.conftest import DEVICE, content, rounded
+from tests.allocator.conftest import DEVICE, KEEPS_SEGMENTS, content, rounded
 
 MIB = 1 << 20
 
@@ -59,7 +59,8 @@ def test_a_hundred_cycles_leave_nothing_behind(
     pool.trim()
     pool.release_host()
     assert set(held().values()) == {0}
-    assert resident() - before < 2 * MIB
+    # Where torch keeps segments, tensors that lay otherwise than in the first cycles may have taken one more.
+    assert resident() - before < (24 if KEEPS_SEGMENTS else 2) * MIB
 
 
 def test_small_tensors_do_not_overlap_and_are_aligned(pool: SleepPool) -> None:

@@ -49,8 +49,11 @@ def test_live_bytes_across_the_end_of_a_handle_are_kept(small_handles: SleepPool
 def test_memory_that_fails_half_way_is_returned(
     small_handles: SleepPool, held: Callable[[], dict[str, int]], call: str
 ) -> None:
+    with small_handles.region("weights"):
+        pass  # a pool's first is tried with a tensor on an NPU
     small_handles.inject_fault(call, 1 if call == "reserve" else 3)
-    outcome = nullcontext() if ON_NPU else pytest.raises(RuntimeError)  # torch_npu tries again
+    tries_again = ON_NPU and not KEEPS_SEGMENTS  # torch_npu 2.10 does not with a region open
+    outcome = nullcontext() if tries_again else pytest.raises(RuntimeError)
     with small_handles.region("weights"), outcome:
         torch.ones(8 * MIB)
     small_handles.trim()
