@@ -326,9 +326,13 @@ class Hccl:
         """The result, and the words that AscendCL has for it."""
         stream = ctypes.c_void_p(torch.npu.current_stream().npu_stream)
         result = getattr(self.library, name)(*args, self.handle, stream)
-        runtime = ctypes.CDLL("libascendcl.so")
-        runtime.aclGetRecentErrMsg.restype = ctypes.c_char_p
-        return result, (runtime.aclGetRecentErrMsg() or b"").decode() if result else ""
+        return result, recent_words() if result else ""
+
+
+def recent_words() -> str:
+    runtime = ctypes.CDLL("libascendcl.so")
+    runtime.aclGetRecentErrMsg.restype = ctypes.c_char_p
+    return (runtime.aclGetRecentErrMsg() or b"").decode()
 
 
 def _address(tensor: torch.Tensor) -> ctypes.c_void_p:
@@ -486,14 +490,33 @@ def test_a_rank_that_never_comes_ends_the_wait_for_a_communicator() -> None:
     assert no_shared_memory_is_left()
 
 
-def test_a_root_that_dies_before_the_others_come_is_an_exception_for_them() -> None:
+def root_information() -> bytes:
+    info = ctypes.create_string_buffer(4108)
+    assert ctypes.CDLL("libhccl.so").HcclGetRootInfo(info) == 0
+    return info.raw
+
+
+def joined(info: bytes) -> tuple[int, str]:
+    handle = ctypes.c_void_p()
+    result = ctypes.CDLL("libhccl.so").HcclCommInitRootInfo(2, info, 1, ctypes.byref(handle))
+    return result, recent_words()
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_root_that_dies_before_the_others_come_is_an_error_for_them(early: bool) -> None:
     with RankProcesses(2) as ranks:
-        ranks.start(0, all_reduced)
-        time.sleep(0.5)
-        ranks.kill(0)
-        failure = ranks.attempt_of(1, all_reduced)
-        assert isinstance(failure, Failure)
-        assert "the process of the root rank has died" in failure.words
+        ranks.start(0, root_information)
+        info = ranks.result(0)
+        if early:
+            ranks.kill(0)
+            time.sleep(0.2)
+        ranks.start(1, joined, info)
+        time.sleep(0.2)
+        if not early:
+            ranks.kill(0)
+        result, words = ranks.result(1, seconds=10)
+        assert result == 9
+        assert "the process of the root rank has died" in words
     assert no_shared_memory_is_left()
 
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <list>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -207,15 +208,16 @@ bool Operation::reduce_piece() {
 
 // Why it will never be complete; empty if it still may be.
 std::string Operation::loss() {
-  std::string waited_for;
+  std::set<std::uint32_t> waited_for;
   for (const Message& message : plan_.messages) {
-    if (message.done) continue;
+    if (message.done || !waited_for.insert(message.peer).second) continue;
     if (const std::string words = segment().loss(message.peer); !words.empty()) return words;
-    waited_for += " " + std::to_string(message.peer);
   }
   const std::chrono::seconds timeout = communicator_->execution_timeout;
   if (timeout.count() == 0 || Clock::now() - start_ < timeout) return "";
-  return "no answer from rank" + waited_for + " within " + std::to_string(timeout.count()) + " s (HCCL_EXEC_TIMEOUT)";
+  std::string ranks;
+  for (const std::uint32_t rank : waited_for) ranks += " " + std::to_string(rank);
+  return "no answer from rank" + ranks + " within " + std::to_string(timeout.count()) + " s (HCCL_EXEC_TIMEOUT)";
 }
 
 int Operation::finish(int error) {
@@ -283,7 +285,11 @@ HcclResult launch(std::shared_ptr<Communicator> communicator, Plan plan, void* s
   static const bool log = std::getenv("ACLSIM_LOG_HCCL") != nullptr;
   if (log) std::fprintf(stderr, "[aclsim] %s on %s\n", plan.call.c_str(), communicator->name.c_str());
   const auto operation = std::make_shared<Operation>(std::move(communicator), std::move(plan), aclsim_stream(stream));
-  const int error = aclsim_enqueue(stream, [operation] { return operation->step(); });
+  // Never run by the call itself: an error is the stream's, as on the device. torch_npu makes the call in a thread of its
+  // own, where its failure would be nobody's.
+  const int error = aclsim_enqueue(stream, [operation, queued = aclsim_is_lazy()]() mutable {
+    return std::exchange(queued, true) ? operation->step() : kAclsimAgain;
+  });
   if (!operation->finished()) Progress::get().add(operation);
   return error == 0 ? HCCL_SUCCESS : HCCL_E_RUNTIME;
 }
