@@ -449,7 +449,7 @@ def all_reduced(count: int = 4) -> float:
 
 
 def no_shared_memory_is_left() -> bool:
-    return not [name for name in os.listdir("/dev/shm") if "aclsim" in name]
+    return not list(Path("/dev/shm").glob("*aclsim*"))
 
 
 @pytest.mark.parametrize("streams", ["eager", "lazy"])
