@@ -90,9 +90,9 @@ int Operation::step() {
   if (!mismatch_.empty()) return fail(ACL_ERROR_RT_INTERNAL_ERROR, mismatch_);
   const auto done = [](const Message& message) { return message.done; };
   if (std::all_of(plan_.messages.begin(), plan_.messages.end(), done)) return finish(0);
+  if (const std::string words = segment().failure(); !words.empty()) return fail(ACL_ERROR_RT_FFTS_PLUS_TIMEOUT, words);
   if (Clock::now() < next_check_) return kAclsimAgain;
   next_check_ = Clock::now() + kBetweenChecks;
-  if (const std::string words = segment().failure(); !words.empty()) return fail(ACL_ERROR_RT_FFTS_PLUS_TIMEOUT, words);
   // As of a notification that never comes (EI0002), which is how HCCL tells of a peer that is gone.
   if (const std::string words = loss(); !words.empty()) return fail(ACL_ERROR_RT_FFTS_PLUS_TIMEOUT, words);
   return kAclsimAgain;
@@ -228,9 +228,8 @@ int Operation::finish(int error) {
 }
 
 int Operation::fail(int error, const std::string& words) {
-  const std::string first = segment().failure();
   const std::string own = "rank " + std::to_string(communicator_->rank()) + ": " + plan_.call + ": " + words;
-  if (first.empty()) segment().fail(own);
+  segment().fail(own);
   aclsim_device_fault(error, "HCCL communicator " + communicator_->name + ", " + own);
   return finish(error);
 }
