@@ -7,6 +7,7 @@
 #include <cstring>
 #include <list>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -89,9 +90,9 @@ int Operation::step() {
   if (!mismatch_.empty()) return fail(ACL_ERROR_RT_INTERNAL_ERROR, mismatch_);
   const auto done = [](const Message& message) { return message.done; };
   if (std::all_of(plan_.messages.begin(), plan_.messages.end(), done)) return finish(0);
+  if (const std::string words = segment().failure(); !words.empty()) return fail(ACL_ERROR_RT_FFTS_PLUS_TIMEOUT, words);
   if (Clock::now() < next_check_) return kAclsimAgain;
   next_check_ = Clock::now() + kBetweenChecks;
-  if (const std::string words = segment().failure(); !words.empty()) return fail(ACL_ERROR_RT_FFTS_PLUS_TIMEOUT, words);
   // As of a notification that never comes (EI0002), which is how HCCL tells of a peer that is gone.
   if (const std::string words = loss(); !words.empty()) return fail(ACL_ERROR_RT_FFTS_PLUS_TIMEOUT, words);
   return kAclsimAgain;
@@ -207,15 +208,16 @@ bool Operation::reduce_piece() {
 
 // Why it will never be complete; empty if it still may be.
 std::string Operation::loss() {
-  std::string waited_for;
+  std::set<std::uint32_t> waited_for;
   for (const Message& message : plan_.messages) {
-    if (message.done) continue;
+    if (message.done || !waited_for.insert(message.peer).second) continue;
     if (const std::string words = segment().loss(message.peer); !words.empty()) return words;
-    waited_for += " " + std::to_string(message.peer);
   }
   const std::chrono::seconds timeout = communicator_->execution_timeout;
   if (timeout.count() == 0 || Clock::now() - start_ < timeout) return "";
-  return "no answer from rank" + waited_for + " within " + std::to_string(timeout.count()) + " s (HCCL_EXEC_TIMEOUT)";
+  std::string ranks;
+  for (const std::uint32_t rank : waited_for) ranks += " " + std::to_string(rank);
+  return "no answer from rank" + ranks + " within " + std::to_string(timeout.count()) + " s (HCCL_EXEC_TIMEOUT)";
 }
 
 int Operation::finish(int error) {
@@ -226,9 +228,8 @@ int Operation::finish(int error) {
 }
 
 int Operation::fail(int error, const std::string& words) {
-  const std::string first = segment().failure();
   const std::string own = "rank " + std::to_string(communicator_->rank()) + ": " + plan_.call + ": " + words;
-  if (first.empty()) segment().fail(own);
+  segment().fail(own);
   aclsim_device_fault(error, "HCCL communicator " + communicator_->name + ", " + own);
   return finish(error);
 }
@@ -283,7 +284,11 @@ HcclResult launch(std::shared_ptr<Communicator> communicator, Plan plan, void* s
   static const bool log = std::getenv("ACLSIM_LOG_HCCL") != nullptr;
   if (log) std::fprintf(stderr, "[aclsim] %s on %s\n", plan.call.c_str(), communicator->name.c_str());
   const auto operation = std::make_shared<Operation>(std::move(communicator), std::move(plan), aclsim_stream(stream));
-  const int error = aclsim_enqueue(stream, [operation] { return operation->step(); });
+  // Never run by the call itself: an error is the stream's, as on the device. torch_npu makes the call in a thread of its
+  // own, where its failure would be nobody's.
+  const int error = aclsim_enqueue(stream, [operation, queued = aclsim_is_lazy()]() mutable {
+    return std::exchange(queued, true) ? operation->step() : kAclsimAgain;
+  });
   if (!operation->finished()) Progress::get().add(operation);
   return error == 0 ? HCCL_SUCCESS : HCCL_E_RUNTIME;
 }

@@ -68,7 +68,7 @@ struct Plan {
   std::optional<Reduction> reduction;
 };
 
-// Puts it on the stream. An error of a plan that ran at once is returned.
+// Puts it on the stream, which has its error if it fails.
 HcclResult launch(std::shared_ptr<Communicator> communicator, Plan plan, void* stream);
 
 }  // namespace hccl

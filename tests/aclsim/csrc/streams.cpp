@@ -78,7 +78,7 @@ int drain(Stream* stream) {
 }
 
 int finish(const EventPointer& event) {
-  if (is_done(*event)) return 0;
+  if (is_done(*event)) return take_error_of(event->stream);
   return wait(event->stream, [event] { return is_done(*event); });
 }
 
@@ -231,10 +231,14 @@ aclError aclrtResetEvent(aclrtEvent, aclrtStream) { return 0; }
 aclError aclrtStreamWaitEvent(aclrtStream stream, aclrtEvent event) {
   ACLSIM_ENTER();
   const EventPointer awaited = event_of(event);
-  return enqueue(stream_of(stream), [awaited, source = awaited->stream, record = awaited->recorded] {
+  Stream* const waiting = stream_of(stream);
+  return enqueue(waiting, [awaited, waiting, source = awaited->stream, record = awaited->recorded] {
     const auto done = [&] { return awaited->done >= record; };
     if (!done() && exists(source)) advance(source, done);
-    return done() ? take_error_of(source) : kAclsimAgain;
+    if (!done()) return kAclsimAgain;
+    // Not returned, where it would be this call's: the error is of the work that was waited for.
+    if (waiting->error == 0) waiting->error = take_error_of(source);
+    return 0;
   });
 }
 
