@@ -84,9 +84,9 @@ class Paged:
         return torch.tensor(self.table, dtype=torch.int32).to("npu")
 
     def fused(self, query: Tensor, queries: list[int], **more: object) -> Tensor:
-        flat = (cache.flatten(2) for cache in (self.key, self.value))
-        paged = {"block_table": self.block_table, "block_size": BLOCK}
-        return fused(query, *flat, queries, list(self.lengths), **paged, **more)
+        key, value = (cache.flatten(2) for cache in (self.key, self.value))
+        more |= {"block_table": self.block_table, "block_size": BLOCK}
+        return fused(query, key, value, queries, list(self.lengths), **more)
 
 
 def test_sequences_without_cache_see_only_their_own_keys_up_to_themselves() -> None:
