@@ -124,13 +124,13 @@ def test_kernels_and_atb_operations_fail_by_name_and_host_functions_run_in_their
 
 def test_pyacl_tells_of_the_devices_and_copies_and_has_nothing_else() -> None:
     assert acl.get_soc_name() == "Ascend910B3"
-    assert acl.rt.get_device_count() == (torch.npu.device_count(), 0)
+    assert acl.rt.get_device_count() == (torch_npu.npu.device_count(), 0)
     source, target = torch.arange(4.0), torch.zeros(4, device="npu")
-    torch.npu.synchronize()
+    torch_npu.npu.synchronize()
     assert acl.rt.memcpy(target.data_ptr(), 16, source.data_ptr(), 16, HOST_TO_DEVICE) == 0
     assert torch.equal(target.cpu(), source)
     before = control.stats().errors
     assert acl.rt.memcpy(target.data_ptr(), 8, source.data_ptr(), 16, HOST_TO_DEVICE) != 0
     assert control.stats().errors == before + 1
     with pytest.raises(AttributeError, match="malloc"):
-        acl.rt.malloc(16, 0)
+        acl.rt.malloc(16, 0)  # type: ignore[attr-defined]

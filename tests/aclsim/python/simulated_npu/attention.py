@@ -152,7 +152,8 @@ def fused_infer_attention_score(
 
     sparse_mode 0: all keys are seen. 2: those up to the query's position, counted from the first key. 3: the same,
     where the last query stands at the last key. 4: from pre_tokens before to next_tokens after that position, both
-    included, since 0 and 0 is a valid band. Modes 2 to 4 need the mask of 2048 x 2048.
+    included, as in CANN's own tests of the operator (ones above diagonal 1 + next_tokens and below -1 - pre_tokens are
+    masked). Modes 2 to 4 need the mask of 2048 x 2048.
 
     Returns the mixed values [tokens, num_heads, head size], and an empty tensor for the sums that were not asked for.
     op-plugin, docs/zh/custom_APIs/torch_npu/torch_npu-npu_fused_infer_attention_score.md.
