@@ -169,24 +169,23 @@ def test_bfloat16_is_rounded_once() -> None:
     torch.testing.assert_close(out, expected, atol=0, rtol=2**-7)
 
 
-def test_the_out_variant_writes_to_what_it_was_given() -> None:
+@pytest.mark.parametrize("version", ["", "_v2"])
+def test_the_out_variant_writes_to_what_it_was_given(version: str) -> None:
     query, key = random(3, HEADS, SIZE), random(3, KEY_HEADS, SIZE)
+    names = ("actual_seq_qlen", "actual_seq_kvlen", "num_query_heads", "softmax_scale")
+    if not version:
+        names = ("actual_seq_lengths", "actual_seq_lengths_kv", "num_heads", "scale")
+    arguments = dict(zip(names, ([3], [3], HEADS, SCALE), strict=True)) | {
+        "atten_mask": mask(),
+        "num_key_value_heads": KEY_HEADS,
+        "input_layout": "TND",
+        "sparse_mode": 3,
+    }
+    operands = [tensor.to("npu") for tensor in (query, key, key)]
+    room = getattr(torch_npu, f"_npu_fused_infer_attention_score{version}_get_max_workspace")(*operands, **arguments)
     out = torch.zeros(3, HEADS, SIZE).to("npu")
-    torch_npu.npu_fused_infer_attention_score.out(
-        query.to("npu"),
-        key.to("npu"),
-        key.to("npu"),
-        atten_mask=mask(),
-        actual_seq_lengths=[3],
-        actual_seq_lengths_kv=[3],
-        num_heads=HEADS,
-        num_key_value_heads=KEY_HEADS,
-        input_layout="TND",
-        scale=SCALE,
-        sparse_mode=3,
-        workspace=torch.empty(1).to("npu"),
-        out=[out, torch.empty(1).to("npu")],
-    )
+    operator = getattr(torch_npu, f"npu_fused_infer_attention_score{version}").out
+    operator(*operands, **arguments, workspace=room, out=[out, torch.empty(1).to("npu")])
     torch.testing.assert_close(out.cpu().double(), summed(query, key, key, lambda t, s: s <= t), atol=1e-5, rtol=1e-5)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from simulated_npu.cache import gathered
-from simulated_npu.references import NotSimulatedError, reference
+from simulated_npu.references import ALL_OTHERS, NotSimulatedError, reference
 
 FUSED = "npu::npu_fused_infer_attention_score"
 MASK_SIZE = 2048
@@ -115,10 +115,10 @@ def _fused_attention(
             f"{FUSED}: query {list(query.shape)} does not fit {heads} heads and lengths {query_ends} and {key_ends}"
         )
     sparse_mode, *band = sparse
+    _check_mask(mask, sparse_mode, max(*query_ends, *key_ends))
     out = query.new_empty(*query.shape[:2], value.shape[-1] if block_table is None else value.shape[-1] // key_heads)
     sequences = _sequences(key, value, key_heads, key_ends, block_table, block_size)
     for begin, end, (keys, values) in zip([0, *query_ends], query_ends, sequences, strict=False):
-        _check_mask(mask, sparse_mode, max(end - begin, keys.shape[0]))
         visible = _visible(end - begin, keys.shape[0], sparse_mode, (band[0], band[1]), query.device)
         out[begin:end] = attend(query[begin:end], keys, values, scale, visible, sinks)
     return out, query.new_empty(0, dtype=torch.float32)
@@ -262,6 +262,57 @@ def fused_infer_attention_score_out(
         block_size=block_size,
     )
     return _into(out, computed)
+
+
+@reference(f"{FUSED}_v2.out", no_influence=("inner_precise", "workspace"))
+def fused_infer_attention_score_v2_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    atten_mask: Tensor | None,
+    actual_seq_qlen: Sequence[int] | None,
+    actual_seq_kvlen: Sequence[int] | None,
+    block_table: Tensor | None,
+    learnable_sink: Tensor | None,
+    num_query_heads: int,
+    num_key_value_heads: int,
+    softmax_scale: float,
+    pre_tokens: int,
+    next_tokens: int,
+    input_layout: str,
+    sparse_mode: int,
+    block_size: int,
+    out: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """As fused_infer_attention_score_v2, written to out[0]; out[1] would be the sums, which cannot be asked for."""
+    computed = fused_infer_attention_score_v2(
+        query,
+        key,
+        value,
+        atten_mask=atten_mask,
+        actual_seq_qlen=actual_seq_qlen,
+        actual_seq_kvlen=actual_seq_kvlen,
+        block_table=block_table,
+        learnable_sink=learnable_sink,
+        num_query_heads=num_query_heads,
+        num_key_value_heads=num_key_value_heads,
+        softmax_scale=softmax_scale,
+        pre_tokens=pre_tokens,
+        next_tokens=next_tokens,
+        input_layout=input_layout,
+        sparse_mode=sparse_mode,
+        block_size=block_size,
+    )
+    return _into(out, computed)
+
+
+@reference("npu::_npu_fused_infer_attention_score_get_max_workspace", no_influence=ALL_OTHERS)
+@reference("npu::_npu_fused_infer_attention_score_v2_get_max_workspace", no_influence=ALL_OTHERS)
+@reference("atb::_npu_paged_attention_get_workspace", no_influence=ALL_OTHERS)
+def workspace(query: Tensor) -> Tensor:
+    """Room for what an operator computes on the way, of which the references need none: a byte."""
+    return query.new_empty(1, dtype=torch.uint8)
 
 
 @reference("atb::_npu_paged_attention", no_influence=("workspace",))
