@@ -192,12 +192,13 @@ def test_the_out_variant_writes_to_what_it_was_given(version: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"softmax_lse_flag": True}, "softmax_lse_flag"),
+        ({"key_antiquant_mode": 1}, "key_antiquant_mode"),
         ({"antiquant_mode": 1}, "antiquant_mode"),
         ({"sparse_mode": 1}, "sparse_mode"),
         ({"input_layout": "BSH"}, "input_layout"),
         ({"sparse_mode": 0}, "atten_mask"),
-        ({"query_rope": torch.ones(3, HEADS, SIZE)}, "query_rope"),
+        ({"pse_shift": torch.ones(3, HEADS, SIZE)}, "pse_shift"),
+        ({"query_rope": torch.ones(3, HEADS, SIZE)}, "query_rope needs key_rope"),
         ({"actual_seq_lengths": None}, "lengths of queries"),
     ],
 )
