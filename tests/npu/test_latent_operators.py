@@ -17,8 +17,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
-def close(ours: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(ours.cpu().double(), expected.double(), atol=1e-5, rtol=1e-5)
+def close(ours: Tensor, expected: Tensor | float) -> None:
+    torch.testing.assert_close(ours.cpu().double(), torch.as_tensor(expected).double(), atol=1e-5, rtol=1e-5)
 
 
 def test_prefill_scores_the_parts_with_and_without_position_and_gives_its_sums() -> None:
@@ -126,7 +126,7 @@ def test_decoding_reads_each_sequences_blocks_and_all_heads_share_their_keys() -
                 for a, b in zip(latents, ropes, strict=True)
             ]
             mixed = sum(w * a.double() for w, a in zip(weights, latents, strict=True))
-            close(out[n, row, 0], mixed / sum(weights))  # type: ignore[operator]
+            close(out[n, row, 0], mixed / sum(weights))
 
 
 def test_transposed_products_of_batches() -> None:

@@ -1,4 +1,4 @@
-"""References of attention with latent keys, as DeepSeek's: one vector a token gives the keys and values of all heads."""
+"""References of attention with latent keys, as DeepSeek's: a vector a token gives the keys and values of all heads."""
 
 from __future__ import annotations
 
