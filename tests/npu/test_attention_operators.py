@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable
 
 import pytest
-import simulated_npu.npu_operators  # noqa: F401
 import torch
 import torch_npu
+from simulated_npu import npu_operators
 from simulated_npu.references import NotSimulatedError
 from simulated_npu.triton_kernels import compute_slot_mapping
 from torch import Tensor
+
+npu_operators.install()
 
 HEADS, KEY_HEADS, SIZE, BLOCK = 6, 2, 8, 4
 SCALE = 0.31
@@ -84,9 +86,9 @@ class Paged:
         return torch.tensor(self.table, dtype=torch.int32).to("npu")
 
     def fused(self, query: Tensor, queries: list[int], **more: object) -> Tensor:
-        flat = (cache.flatten(2) for cache in (self.key, self.value))
-        paged = {"block_table": self.block_table, "block_size": BLOCK}
-        return fused(query, *flat, queries, list(self.lengths), **paged, **more)
+        key, value = (cache.flatten(2) for cache in (self.key, self.value))
+        more |= {"block_table": self.block_table, "block_size": BLOCK}
+        return fused(query, key, value, queries, list(self.lengths), **more)
 
 
 def test_sequences_without_cache_see_only_their_own_keys_up_to_themselves() -> None:
@@ -169,36 +171,36 @@ def test_bfloat16_is_rounded_once() -> None:
     torch.testing.assert_close(out, expected, atol=0, rtol=2**-7)
 
 
-def test_the_out_variant_writes_to_what_it_was_given() -> None:
+@pytest.mark.parametrize("version", ["", "_v2"])
+def test_the_out_variant_writes_to_what_it_was_given(version: str) -> None:
     query, key = random(3, HEADS, SIZE), random(3, KEY_HEADS, SIZE)
+    names = ("actual_seq_qlen", "actual_seq_kvlen", "num_query_heads", "softmax_scale")
+    if not version:
+        names = ("actual_seq_lengths", "actual_seq_lengths_kv", "num_heads", "scale")
+    arguments = dict(zip(names, ([3], [3], HEADS, SCALE), strict=True)) | {
+        "atten_mask": mask(),
+        "num_key_value_heads": KEY_HEADS,
+        "input_layout": "TND",
+        "sparse_mode": 3,
+    }
+    operands = [tensor.to("npu") for tensor in (query, key, key)]
+    room = getattr(torch_npu, f"_npu_fused_infer_attention_score{version}_get_max_workspace")(*operands, **arguments)
     out = torch.zeros(3, HEADS, SIZE).to("npu")
-    torch_npu.npu_fused_infer_attention_score.out(
-        query.to("npu"),
-        key.to("npu"),
-        key.to("npu"),
-        atten_mask=mask(),
-        actual_seq_lengths=[3],
-        actual_seq_lengths_kv=[3],
-        num_heads=HEADS,
-        num_key_value_heads=KEY_HEADS,
-        input_layout="TND",
-        scale=SCALE,
-        sparse_mode=3,
-        workspace=torch.empty(1).to("npu"),
-        out=[out, torch.empty(1).to("npu")],
-    )
+    operator = getattr(torch_npu, f"npu_fused_infer_attention_score{version}").out
+    operator(*operands, **arguments, workspace=room, out=[out, torch.empty(1).to("npu")])
     torch.testing.assert_close(out.cpu().double(), summed(query, key, key, lambda t, s: s <= t), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"softmax_lse_flag": True}, "softmax_lse_flag"),
+        ({"key_antiquant_mode": 1}, "key_antiquant_mode"),
         ({"antiquant_mode": 1}, "antiquant_mode"),
         ({"sparse_mode": 1}, "sparse_mode"),
         ({"input_layout": "BSH"}, "input_layout"),
         ({"sparse_mode": 0}, "atten_mask"),
-        ({"query_rope": torch.ones(3, HEADS, SIZE)}, "query_rope"),
+        ({"pse_shift": torch.ones(3, HEADS, SIZE)}, "pse_shift"),
+        ({"query_rope": torch.ones(3, HEADS, SIZE)}, "query_rope needs key_rope"),
         ({"actual_seq_lengths": None}, "lengths of queries"),
     ],
 )

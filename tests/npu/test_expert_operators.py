@@ -1,13 +1,16 @@
 """References of mixtures of experts against loops over tokens and experts in float64."""
 
 import math
+from typing import Any
 
 import pytest
-import simulated_npu.npu_operators  # noqa: F401
 import torch
 import torch_npu
+from simulated_npu import npu_operators
 from simulated_npu.references import NotSimulatedError
 from torch import Tensor
+
+npu_operators.install()
 
 TOKENS, EXPERTS, K, HIDDEN = 5, 8, 2, 6
 
@@ -69,7 +72,7 @@ def test_experts_come_from_the_best_groups_alone(mode: int) -> None:
         assert experts[t].tolist() == sorted(members, key=lambda e: -row[e])[:3]
 
 
-def routed(x: Tensor, experts: Tensor, span: list[int], kind: int = 1, **change: object) -> list[Tensor]:
+def routed(x: Tensor, experts: Tensor, span: list[int], kind: int = 1, **change: Any) -> list[Tensor]:
     arguments: dict[str, object] = {
         "active_num": experts.numel(),
         "expert_num": EXPERTS,
@@ -100,7 +103,7 @@ def test_copies_of_tokens_are_sorted_by_expert(span: tuple[int, int], kind: int)
 
 
 @pytest.mark.parametrize("change", [{"quant_mode": 1}, {"drop_pad_mode": 1}, {"row_idx_type": 1}, {"active_num": 3}])
-def test_other_ways_of_routing_are_refused_by_name(change: dict[str, object]) -> None:
+def test_other_ways_of_routing_are_refused_by_name(change: dict[str, Any]) -> None:
     with pytest.raises(NotSimulatedError, match=f"npu_moe_init_routing_custom: {next(iter(change))}"):
         routed(random(2, HIDDEN), torch.zeros(2, 1, dtype=torch.int32), [0, EXPERTS], **change)
 

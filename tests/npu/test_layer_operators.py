@@ -3,11 +3,13 @@
 import math
 
 import pytest
-import simulated_npu.npu_operators  # noqa: F401
 import torch
 import torch_npu
+from simulated_npu import npu_operators
 from simulated_npu.references import NotSimulatedError
 from torch import Tensor
+
+npu_operators.install()
 
 EPSILON = 1e-3
 
@@ -156,8 +158,8 @@ def test_ids_of_a_part_of_the_vocabulary_become_its_rows() -> None:
 def kept(probabilities: list[float], k: int, p: float) -> set[int]:
     """The k most probable ids, and of those the fewest most probable ones that reach p of their sum."""
     order = sorted(range(len(probabilities)), key=lambda i: -probabilities[i])[:k]
-    total, chosen = sum(probabilities[i] for i in order), set()
-    reached = 0.0
+    total, reached = sum(probabilities[i] for i in order), 0.0
+    chosen: set[int] = set()
     for i in order:
         if chosen and reached >= p * total - 1e-12:
             break

@@ -1,10 +1,12 @@
 """References of vllm-ascend's kernels for adapters against loops over tokens in float64."""
 
 import pytest
-import simulated_npu.npu_operators  # noqa: F401
 import torch
+from simulated_npu import npu_operators
 from simulated_npu.references import CALLS
 from torch import Tensor
+
+npu_operators.install()
 
 TOKENS, HIDDEN, RANK, OUT, ADAPTERS = 5, 24, 8, 10, 3
 INDICES = torch.tensor([2, -1, 0, 2, 1])
@@ -53,6 +55,20 @@ def test_expanding_adds_to_its_slice(dtype: torch.dtype) -> None:
     torch.testing.assert_close(y.cpu(), expanded(x, weight, before, 3), atol=0, rtol=2**-7)
     assert torch.equal(y.cpu()[:, :3], before[:, :3])
     assert torch.equal(y.cpu()[:, 3 + OUT :], before[:, 3 + OUT :])
+
+
+def test_one_adapter_may_have_fewer_rows_than_the_slice_and_several_may_not() -> None:
+    x, weight, y = random(2, RANK, dtype=torch.float32), random(1, OUT, RANK), random(2, OUT + 6)
+    ours, indices = y.to("npu"), torch.tensor([0, -1]).to("npu")
+    torch.ops._C_ascend.bgmv_expand(x.to("npu"), weight.to("npu"), indices, ours, 0, OUT + 6)
+    expected = y[0, :OUT].double() + weight[0].double() @ x[0].double()
+    torch.testing.assert_close(ours.cpu()[0, :OUT], expected.to(y.dtype), atol=0, rtol=2**-7)
+    assert torch.equal(ours.cpu()[0, OUT:], y[0, OUT:])
+    assert torch.equal(ours.cpu()[1], y[1])
+    with pytest.raises(
+        ValueError, match=r"bgmv_expand: weight is torch.bfloat16 \[2, 10, 8\], for 8 inputs and 16 outputs"
+    ):
+        torch.ops._C_ascend.bgmv_expand(x.to("npu"), random(2, OUT, RANK).to("npu"), indices, y.to("npu"), 0, OUT + 6)
 
 
 def test_sequences_give_their_tokens_their_adapter() -> None:

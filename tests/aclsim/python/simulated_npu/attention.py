@@ -12,33 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simulated_npu import latent_attention
 from simulated_npu.cache import gathered
-from simulated_npu.references import NotSimulatedError, reference
+from simulated_npu.references import ALL_OTHERS, NotSimulatedError, reference
+from simulated_npu.softmax import attend
 
 FUSED = "npu::npu_fused_infer_attention_score"
 MASK_SIZE = 2048
 LEFT_UP, RIGHT_DOWN, BAND = 2, 3, 4
-
-
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, visible: Tensor, sinks: Tensor | None = None
-) -> Tensor:
-    """softmax(query keyᵀ scale) value; each group of query heads shares a head of keys.
-
-    query [T, N, D], key [S, K, D], value [S, K, V], N a multiple of K; visible [T, S] is true where a query sees a
-    key; sinks [N] takes part in the softmax as the score of a key whose value is zero. Returns [T, N, V]. A query
-    that sees nothing gets zeros.
-    """
-    queries = query.float().unflatten(1, (key.shape[1], -1))
-    scores = torch.einsum("tkgd,skd->kgts", queries, key.float()) * scale
-    scores = scores.masked_fill(~visible, float("-inf"))
-    if sinks is not None:
-        sink = sinks.float().view(key.shape[1], -1, 1, 1).expand(*scores.shape[:3], 1)
-        scores = torch.cat((scores, sink), -1)
-    weights = scores.softmax(-1)[..., : key.shape[0]]
-    weights = torch.where(visible.any(-1, keepdim=True), weights, 0.0)
-    mixed = torch.einsum("kgts,skv->tkgv", weights, value.float())
-    return mixed.flatten(1, 2).to(query.dtype)
 
 
 def _visible(queries: int, keys: int, sparse_mode: int, band: tuple[int, int], device: torch.device) -> Tensor:
@@ -115,13 +96,25 @@ def _fused_attention(
             f"{FUSED}: query {list(query.shape)} does not fit {heads} heads and lengths {query_ends} and {key_ends}"
         )
     sparse_mode, *band = sparse
+    _check_mask(mask, sparse_mode, max(*query_ends, *key_ends))
+    sums = query.new_empty(*query.shape[:2], 1, dtype=torch.float32)
     out = query.new_empty(*query.shape[:2], value.shape[-1] if block_table is None else value.shape[-1] // key_heads)
     sequences = _sequences(key, value, key_heads, key_ends, block_table, block_size)
     for begin, end, (keys, values) in zip([0, *query_ends], query_ends, sequences, strict=False):
-        _check_mask(mask, sparse_mode, max(end - begin, keys.shape[0]))
         visible = _visible(end - begin, keys.shape[0], sparse_mode, (band[0], band[1]), query.device)
-        out[begin:end] = attend(query[begin:end], keys, values, scale, visible, sinks)
-    return out, query.new_empty(0, dtype=torch.float32)
+        out[begin:end], sums[begin:end] = attend(query[begin:end], keys, values, scale, visible, sinks)
+    return out, sums
+
+
+def _with_ropes(
+    query: Tensor, key: Tensor, query_rope: Tensor | None, key_rope: Tensor | None, block_table: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys with the parts that carry positions, if those are apart."""
+    if query_rope is None and key_rope is None:
+        return query, key
+    if query_rope is None or key_rope is None or block_table is not None:
+        raise NotSimulatedError(f"{FUSED}: query_rope needs key_rope, and is not simulated with block_table")
+    return torch.cat((query, query_rope), -1), torch.cat((key, key_rope), -1)
 
 
 @reference(FUSED, no_influence=("inner_precise",))
@@ -142,6 +135,9 @@ def fused_infer_attention_score(
     num_key_value_heads: int,
     sparse_mode: int,
     block_size: int,
+    query_rope: Tensor | None = None,
+    key_rope: Tensor | None = None,
+    softmax_lse_flag: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention of several sequences, in layout TND: query [tokens, num_heads, head size], sequences after another.
 
@@ -152,12 +148,16 @@ def fused_infer_attention_score(
 
     sparse_mode 0: all keys are seen. 2: those up to the query's position, counted from the first key. 3: the same,
     where the last query stands at the last key. 4: from pre_tokens before to next_tokens after that position, both
-    included, since 0 and 0 is a valid band. Modes 2 to 4 need the mask of 2048 x 2048.
+    included, as in CANN's own tests of the operator (ones above diagonal 1 + next_tokens and below -1 - pre_tokens are
+    masked). Modes 2 to 4 need the mask of 2048 x 2048.
 
-    Returns the mixed values [tokens, num_heads, head size], and an empty tensor for the sums that were not asked for.
+    query_rope and key_rope are further parts of queries and keys, as in attention with latent keys. Returns the mixed
+    values [tokens, num_heads, head size] and, for softmax_lse_flag, the logarithms of the softmax's sums
+    [tokens, num_heads, 1] in float32, else an empty tensor.
     op-plugin, docs/zh/custom_APIs/torch_npu/torch_npu-npu_fused_infer_attention_score.md.
     """
-    return _fused_attention(
+    query, key = _with_ropes(query, key, query_rope, key_rope, block_table)
+    out, sums = _fused_attention(
         query,
         key,
         value,
@@ -173,6 +173,7 @@ def fused_infer_attention_score(
         block_size,
         None,
     )
+    return out, sums if softmax_lse_flag else sums.new_empty(0)
 
 
 @reference(f"{FUSED}_v2", no_influence=("inner_precise",))
@@ -194,12 +195,23 @@ def fused_infer_attention_score_v2(
     input_layout: str,
     sparse_mode: int,
     block_size: int,
+    query_rope: Tensor | None = None,
+    key_rope: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As fused_infer_attention_score, with learnable_sink [num_query_heads], one more score in each softmax.
 
+    Layout BNSD_NBSD is of one query a sequence over latent keys, see latent_attention.decoded.
+
     op-plugin, torch_npu-npu_fused_infer_attention_score_v2.md.
     """
-    return _fused_attention(
+    if input_layout == "BNSD_NBSD" and query_rope is not None and key_rope is not None and block_table is not None:
+        if sparse_mode != 0 or atten_mask is not None or learnable_sink is not None or actual_seq_kvlen is None:
+            raise NotSimulatedError(f"{FUSED}_v2: masks and sinks are not simulated in input_layout BNSD_NBSD")
+        keys = (key, key_rope, value)
+        out = latent_attention.decoded(query, query_rope, keys, block_table, actual_seq_kvlen, softmax_scale)
+        return out, query.new_empty(0, dtype=torch.float32)
+    query, key = _with_ropes(query, key, query_rope, key_rope, block_table)
+    out, sums = _fused_attention(
         query,
         key,
         value,
@@ -215,6 +227,7 @@ def fused_infer_attention_score_v2(
         block_size,
         learnable_sink,
     )
+    return out, sums.new_empty(0)
 
 
 def _into(out: Sequence[Tensor], computed: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -263,6 +276,57 @@ def fused_infer_attention_score_out(
     return _into(out, computed)
 
 
+@reference(f"{FUSED}_v2.out", no_influence=("inner_precise", "workspace"))
+def fused_infer_attention_score_v2_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    atten_mask: Tensor | None,
+    actual_seq_qlen: Sequence[int] | None,
+    actual_seq_kvlen: Sequence[int] | None,
+    block_table: Tensor | None,
+    learnable_sink: Tensor | None,
+    num_query_heads: int,
+    num_key_value_heads: int,
+    softmax_scale: float,
+    pre_tokens: int,
+    next_tokens: int,
+    input_layout: str,
+    sparse_mode: int,
+    block_size: int,
+    out: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """As fused_infer_attention_score_v2, written to out[0]; out[1] would be the sums, which cannot be asked for."""
+    computed = fused_infer_attention_score_v2(
+        query,
+        key,
+        value,
+        atten_mask=atten_mask,
+        actual_seq_qlen=actual_seq_qlen,
+        actual_seq_kvlen=actual_seq_kvlen,
+        block_table=block_table,
+        learnable_sink=learnable_sink,
+        num_query_heads=num_query_heads,
+        num_key_value_heads=num_key_value_heads,
+        softmax_scale=softmax_scale,
+        pre_tokens=pre_tokens,
+        next_tokens=next_tokens,
+        input_layout=input_layout,
+        sparse_mode=sparse_mode,
+        block_size=block_size,
+    )
+    return _into(out, computed)
+
+
+@reference("npu::_npu_fused_infer_attention_score_get_max_workspace", no_influence=ALL_OTHERS)
+@reference("npu::_npu_fused_infer_attention_score_v2_get_max_workspace", no_influence=ALL_OTHERS)
+@reference("atb::_npu_paged_attention_get_workspace", no_influence=ALL_OTHERS)
+def workspace(query: Tensor) -> Tensor:
+    """Room for what an operator computes on the way, of which the references need none: a byte."""
+    return query.new_empty(1, dtype=torch.uint8)
+
+
 @reference("atb::_npu_paged_attention", no_influence=("workspace",))
 def paged_attention(
     query: Tensor,
@@ -288,4 +352,5 @@ def paged_attention(
     for row, (blocks, length) in enumerate(zip(block_table, lengths, strict=False)):
         keys, values = (gathered(cache, blocks, length, num_kv_heads) for cache in (key_cache, value_cache))
         visible = torch.ones(1, length, dtype=torch.bool, device=query.device)
-        out[row] = attend(heads[row : row + 1], keys, values, scale_value, visible).view(out[row].shape)
+        mixed, _ = attend(heads[row : row + 1], keys, values, scale_value, visible)
+        out[row] = mixed.view(out[row].shape)

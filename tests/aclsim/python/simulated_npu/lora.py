@@ -40,13 +40,20 @@ def bgmv_shrink(x: Tensor, weight: Tensor, indices: Tensor, y: Tensor, scale: fl
 
 @reference("_C_ascend::bgmv_expand")
 def bgmv_expand(x: Tensor, weight: Tensor, indices: Tensor, y: Tensor, slice_offset: int, slice_size: int) -> Tensor:
-    """y[:, slice_offset:][:, :slice_size] += B x; x [tokens, rank] float32, indices [tokens]. Returns y."""
+    """y[:, slice_offset:][:, :slice_size] += B x; x [tokens, rank] float32, indices [tokens]. Returns y.
+
+    The kernel steps from adapter to adapter by slice_size rows, without a look at how many there are. A single adapter
+    may have fewer, as where logits are padded: the columns beyond, which then hold whatever is next in memory, are left
+    alone.
+    """
     name = "_C_ascend::bgmv_expand"
     if x.dtype != torch.float32 or y.dtype not in HALVES or x.shape[1] not in RANKS:
         raise ValueError(
             f"{name}: x is {x.dtype} {list(x.shape)} and y {y.dtype}; the kernel takes a float32 x of rank "
             "8, 16, 32 or 64, and a float16 or bfloat16 y"
         )
+    if weight.shape[0] == 1:
+        slice_size = min(slice_size, weight.shape[-2])
     weight = _weights(name, weight, slice_size, x.shape[1])
     chosen = indices >= 0
     added = torch.einsum("ti,toi->to", x[chosen], weight[indices[chosen]].float())

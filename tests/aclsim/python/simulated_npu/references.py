@@ -15,6 +15,7 @@ import torch
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+ALL_OTHERS = ("*",)
 CALLS: Counter[str] = Counter()
 _references: dict[str, tuple[Callable[..., Any], frozenset[str]]] = {}
 _libraries: dict[str, torch.library.Library] = {}
@@ -29,7 +30,7 @@ def reference(name: str, *, no_influence: Iterable[str] = ()) -> Callable[[_Func
 
     The function's positional parameters stand for the first ones of the operator's schema, in order, and its
     keyword-only parameters for those of the same name. `no_influence` are arguments that may have any value, since
-    they steer how the hardware computes and not what.
+    they steer how the hardware computes and not what; ALL_OTHERS stands for all that the function does not take.
     """
 
     def register(function: _Function) -> _Function:
@@ -46,6 +47,8 @@ def implementation(name: str, function: Callable[..., Any], no_influence: frozen
     parameters = inspect.signature(function).parameters.values()
     positional = list(defaults)[: sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)]
     keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    if no_influence == frozenset(ALL_OTHERS):
+        no_influence = frozenset(defaults)
     if unknown := {*keywords, *no_influence} - defaults.keys():
         raise TypeError(f"{name} has no {', '.join(sorted(unknown))}: {schema}")
 
