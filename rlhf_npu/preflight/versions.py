@@ -88,7 +88,8 @@ def _package_check(name: str, version: str | None, pinned: str | None, extra: st
         return Check(name, Status.INFO, version)
     if version.split("+")[0] == pinned:
         return Check(name, Status.OK, f"{version}, as the extra {extra} has it")
-    advice = f"the extra {extra} has {pinned}; another version beside the rest is untested: pip install '.[{extra}]'"
+    install = "install as docs/npu.md says" if extra == "npu" else f"pip install '.[{extra}]'"
+    advice = f"the extra {extra} has {pinned}; another version beside the rest is untested: {install}"
     return Check(name, Status.WARNING, version, advice)
 
 
