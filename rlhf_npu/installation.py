@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import re
 from base64 import urlsafe_b64encode
+from pathlib import Path
 
 from rlhf_npu.errors import InstallationError
 
@@ -115,8 +116,8 @@ def _overwritten(name: str) -> str | None:
     for file in importlib.metadata.files(name) or ():
         if file.suffix != ".py" or file.hash is None:
             continue
-        path = file.locate()
-        content = path.read_bytes() if hasattr(path, "read_bytes") and path.exists() else b""
+        path = Path(str(file.locate()))
+        content = path.read_bytes() if path.is_file() else b""
         digest = urlsafe_b64encode(hashlib.new(file.hash.mode, content).digest()).rstrip(b"=").decode()
         if digest != file.hash.value:
             return str(file)

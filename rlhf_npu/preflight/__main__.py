@@ -13,7 +13,7 @@ from rich.console import Console
 from allocator import SleepPool
 from rlhf_npu.config import ModelConfig
 from rlhf_npu.preflight.report import Check, Report, Status
-from rlhf_npu.preflight.versions import torch_check, version_checks
+from rlhf_npu.preflight.versions import npu_driver_checks, torch_check, version_checks
 
 _DESCRIPTION = """Checks a machine before sleep mode is relied on: versions, the device's driver, memory, settings;
 then puts real memory to sleep and compares every byte after it woke. Ends with status 0 when nothing
@@ -25,6 +25,7 @@ _PARTS = {
     "level 1": "same scores, new weights",
     "level 2": "the same, weights dropped",
 }
+_REPORT = "preflight-report.json"
 _UNITS = {"mib": _MIB, "gib": 1024 * _MIB}
 _DEFAULT_SIZE = 512 * _MIB
 # The system counts this process's memory in steps, and Python uses some: less could not be told from that.
@@ -34,15 +35,16 @@ _SMALLEST_SIZE = 32 * _MIB
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     report = Report(Console())
-    check_machine(report, options.device, options.size)
-    if options.model is not None:
-        model = ModelConfig(options.model, options.dtype, options.attn_implementation)
-        report.add(
-            "model", _model_checks(model, report.device.partition(":")[0]) if not report.failed else [_NOT_TRIED]
-        )
+    with report.guard():
+        check_machine(report, options.device, options.size)
+        if options.model is not None:
+            model = ModelConfig(options.model, options.dtype, options.attn_implementation)
+            report.add(
+                "model", _model_checks(model, report.device.partition(":")[0]) if not report.failed else [_NOT_TRIED]
+            )
     report.show_summary()
-    if options.json is not None:
-        report.write(options.json)
+    if options.report is not None:
+        report.write(options.report)
     return int(report.failed)
 
 
@@ -51,7 +53,7 @@ def check_machine(report: Report, device: str, size: int | None) -> None:
     report.device = device
     torch_loads = torch_check()
     if torch_loads.status is Status.FAILED:
-        report.add("versions", [torch_loads])
+        report.add("versions", [torch_loads, *npu_driver_checks()])
     else:
         _check_device(report, _resolved(device), size)
 
@@ -127,7 +129,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="for --model (%(default)s)"
     )
     parser.add_argument("--attn-implementation", default="auto", help="the trainer's, for --model (%(default)s)")
-    parser.add_argument("--json", type=_file, metavar="FILE", help="also write the report to this file")
+    parser.add_argument(
+        "--report",
+        type=_file,
+        nargs="?",
+        const=_REPORT,
+        metavar="FILE",
+        help="also write a file to send when something fails: checks, versions and settings as JSON, "
+        f"no personal data ({_REPORT})",
+    )
     return parser.parse_args(arguments)
 
 

@@ -1,9 +1,11 @@
-"""A check's outcome, and the report of all of them: lines for a person, JSON for a program."""
+"""A check's outcome, and the report of all of them: lines on the terminal, and a file that can be sent."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from allocator import OutOfMemoryError, SleepPoolError
+from rlhf_npu.preflight.facts import facts, scrubbed, without_addresses
 
 _MIB = 1 << 20
 _GIB = 1 << 30
@@ -40,6 +43,7 @@ class Check:
         value: what was seen.
         advice: what to do, for what is not ok.
         measured: the numbers behind `value`, for programs: bytes, seconds, GiB/s.
+        traceback: where an error came up that no check expects; in the file alone.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Check:
     value: str
     advice: str = ""
     measured: Mapping[str, float] = field(default_factory=dict)
+    traceback: str = ""
 
 
 def attempt(name: str, check: Callable[[], Check], advice: str = "") -> Check:
@@ -88,6 +93,17 @@ class Report:
             self._console.print(_line(check))
         return not any(check.status is Status.FAILED for check in done)
 
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Within it an error that no check expects is a failed check, and what was done until then is kept."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # told as a failure, with its traceback in the file
+            after = next((done[-1].name for _, done in reversed(self._sections) if done), "the start")
+            words = f"after {after}: {type(error).__name__}: {error}"
+            advice = "report this as a bug, with the file that --report writes"
+            self.add("unexpected", [Check("error", Status.FAILED, words, advice, traceback=traceback.format_exc())])
+
     def show_summary(self) -> None:
         """One line: how many checks failed and how many warn."""
         statuses = [check.status for _, checks in self._sections for check in checks]
@@ -97,21 +113,24 @@ class Report:
         )
 
     def write(self, path: Path) -> None:
-        """Writes the report as JSON."""
-        checks = [
-            {
-                "section": section,
-                "name": check.name,
-                "status": str(check.status),
-                "value": check.value,
-                "advice": check.advice,
-                "measured": dict(check.measured),
-            }
-            for section, checks in self._sections
-            for check in checks
-        ]
-        content = {"device": self.device, "failed": self.failed, "checks": checks}
+        """Writes all that is known of this machine and of each check as JSON, without personal data."""
+        checks = [_entry(section, check) for section, checks in self._sections for check in checks]
+        content = {"device": self.device, "failed": self.failed, **facts(), "checks": checks}
         path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _entry(section: str, check: Check) -> dict[str, object]:
+    # What has four numbers among the versions is a version.
+    clean = scrubbed if section == "versions" else without_addresses
+    return {
+        "section": section,
+        "name": check.name,
+        "status": str(check.status),
+        "value": clean(check.value),
+        "advice": clean(check.advice),
+        "measured": dict(check.measured),
+        **({"traceback": clean(check.traceback)} if check.traceback else {}),
+    }
 
 
 def _line(check: Check) -> Table:

@@ -43,7 +43,22 @@ def torch_check() -> Check:
 def version_checks(kind: str) -> list[Check]:
     """The versions of Python, the packages, and what lies below torch on this kind of device."""
     below = {"npu": _npu_checks, "cuda": _cuda_checks, "cpu": list}[kind]
-    return [Check("Python", Status.INFO, platform.python_version()), *_package_checks(kind), *below()]
+    return [
+        Check("Python", Status.INFO, platform.python_version()),
+        *_package_checks(kind),
+        _training_check(),
+        *below(),
+    ]
+
+
+def _training_check() -> Check:
+    """Whether all that training needs is there and goes together; the pool needs torch alone."""
+    name = "installation for training"
+    try:
+        check_installation()
+    except InstallationError as error:
+        return Check(name, Status.INFO, str(error))
+    return Check(name, Status.OK, "complete")
 
 
 def _package_checks(kind: str) -> list[Check]:
@@ -73,14 +88,19 @@ def _package_check(name: str, version: str | None, pinned: str | None, extra: st
         return Check(name, Status.INFO, version)
     if version.split("+")[0] == pinned:
         return Check(name, Status.OK, f"{version}, as the extra {extra} has it")
-    advice = f"the extra {extra} has {pinned}; another version beside the rest is untested: pip install '.[{extra}]'"
+    install = "install as docs/npu.md says" if extra == "npu" else f"pip install '.[{extra}]'"
+    advice = f"the extra {extra} has {pinned}; another version beside the rest is untested: {install}"
     return Check(name, Status.WARNING, version, advice)
 
 
 def _npu_checks() -> list[Check]:
+    return [_read("CANN", _cann_version(), "the folder of its toolkit says it"), *npu_driver_checks()]
+
+
+def npu_driver_checks() -> list[Check]:
+    """The versions of the NPU's driver and firmware, for which torch need not load."""
     driver, firmware = (files_version(part, _ASCEND_INSTALLATION) for part in ("driver", "firmware"))
     return [
-        _read("CANN", _cann_version(), "the folder of its toolkit says it"),
         _read("NPU driver", driver, "npu-smi info says it"),
         _read("NPU firmware", firmware, "npu-smi info -t board -i 0 says it"),
     ]

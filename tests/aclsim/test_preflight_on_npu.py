@@ -23,7 +23,7 @@ def reported(
     """The exit status, and the checks of the JSON report by their names."""
     file = tmp_path / "report.json"
     program = ["-c", PROGRAM.format(first=first)] if first else [str(PROJECT / "scripts" / "preflight.py")]
-    command = [sys.executable, *program, "--device", device, "--size", "64MiB", "--json", str(file)]
+    command = [sys.executable, *program, "--device", device, "--size", "64MiB", "--report", str(file)]
     python_path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
     variables = os.environ | {"PYTHONPATH": python_path} | environment
     done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from allocator import SleepPool
+from rlhf_npu.installation import pinned_versions
 from rlhf_npu.preflight.device import granularity_check
+from rlhf_npu.preflight.facts import scrubbed, without_addresses
 from rlhf_npu.preflight.host import available_check, container_check, huge_pages_check
 from rlhf_npu.preflight.report import Check, Status
 from rlhf_npu.preflight.self_test import SelfTest
 from rlhf_npu.preflight.tiny_models import FAMILIES
-from rlhf_npu.preflight.versions import installed_version, pinned_versions
+from rlhf_npu.preflight.versions import files_version
 
 PROJECT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -35,8 +37,8 @@ def preflight(*options: str, **environment: str) -> subprocess.CompletedProcess[
 def reported(tmp_path: Path, *options: str, **environment: str) -> tuple[int, dict[str, dict[str, Any]]]:
     """The exit status, and the checks of the JSON report by their names."""
     file = tmp_path / "report.json"
-    done = preflight("--size", "64MiB", "--json", str(file), *options, **environment)
-    assert "Traceback" not in done.stderr, done.stderr
+    done = preflight("--size", "64MiB", "--report", str(file), *options, **environment)
+    assert "Traceback" not in done.stderr + done.stdout, done.stderr
     report = json.loads(file.read_text())
     assert report["failed"] == (done.returncode == 1)
     return done.returncode, {check["name"]: check for check in report["checks"]}
@@ -114,13 +116,87 @@ def test_a_torch_that_does_not_load_is_reported(tmp_path: Path) -> None:
     assert "set_env.sh" in done.stdout
 
 
+def planted(tmp_path: Path, first: str) -> dict[str, Any]:
+    """The report of a run whose settings and errors hold what must not be told."""
+    home = tmp_path / "home" / "annelotte"
+    home.mkdir(parents=True)
+    program = f"import sys, socket; socket.gethostname = lambda: 'node7.lab.example'; {first}; "
+    program += "from rlhf_npu.preflight.__main__ import main; sys.exit(main())"
+    environment = {
+        "HOME": str(home),
+        "LOGNAME": "annelotte",
+        "HF_TOKEN": "hf_abcdefghijklmnopqrstuvwx",
+        "HTTPS_PROXY": "http://annelotte:secret@10.1.2.3:3128",
+        "LD_LIBRARY_PATH": f"{home}/lib:/home/bob/lib:/opt/lib",
+        "ASCEND_RT_VISIBLE_DEVICES": "10.20.30.40",
+        "TASK_QUEUE_ENABLE": "2",
+    }
+    command = [sys.executable, "-c", program, "--device", "cpu", "--size", "32MiB", "--report"]
+    variables = os.environ | {"PYTHONPATH": str(PROJECT)} | environment
+    done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
+    text = (tmp_path / "preflight-report.json").read_text()
+    for secret in ("annelotte", "bob", "node7", "lab.example", "hf_abc", "secret@", "10.1.2.3", "10.20.30.40", "3128"):
+        assert secret not in text, secret
+    report: dict[str, Any] = json.loads(text)
+    assert report["failed"] == (done.returncode == 1), done.stderr
+    return report
+
+
+def test_the_report_says_what_the_machine_is_and_whose_it_is_not(tmp_path: Path) -> None:
+    report = planted(tmp_path, "pass")
+    assert not report["failed"]
+    assert report["packages"]["torch"] == torch.__version__
+    assert report["system"]["machine"] == os.uname().machine
+    assert report["system"]["kernel"] == os.uname().release
+    environment = report["environment"]
+    assert environment["LD_LIBRARY_PATH"] == "~/lib:~/lib:/opt/lib"
+    assert environment["TASK_QUEUE_ENABLE"] == "2"
+    assert not {"HF_TOKEN", "HTTPS_PROXY", "HOME", "LOGNAME"} & set(environment)
+
+
+def test_an_error_that_no_check_expects_is_in_the_report_with_its_traceback(tmp_path: Path) -> None:
+    breaks = (
+        "import rlhf_npu.preflight.host as host; "
+        "host.container_check = lambda *_: {}['no key of annelotte at 10.1.2.3 in /home/bob/x']"
+    )
+    report = planted(tmp_path, breaks)
+    assert report["failed"]
+    error = report["checks"][-1]
+    assert error["section"] == "unexpected"
+    assert error["status"] == "failed"
+    assert "KeyError: 'no key of (user) at (address) in ~/x'" in error["value"]
+    assert error["traceback"].startswith("Traceback (most recent call last)")
+    assert "host_checks" in error["traceback"]
+    # What was found before it is there too.
+    assert "granularity" in {check["name"] for check in report["checks"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("CANN 8.5.0, firmware 7.8.0.2.212, driver 25.5.0", "CANN 8.5.0, firmware 7.8.0.2.212, driver 25.5.0"),
+        ("link to 192.168.10.7:50000 refused", "link to (address):50000 refused"),
+        ("fe80::1ff:fe23:4567:890a and 0a:1b:2c:3d:4e:5f", "(address) and (address)"),
+        ("took 12:34:56", "took 12:34:56"),
+        ("ghp_abcdefghijklmnop1234, http://me:pw@host/", "(secret), http://(secret)@host/"),
+        ("/home/someone/run, /data/home", "~/run, /data/home"),
+    ],
+)
+def test_only_what_tells_a_person_or_a_network_is_taken_out(text: str, clean: str) -> None:
+    assert without_addresses(text) == clean
+
+
+def test_a_version_of_four_numbers_is_no_address() -> None:
+    assert scrubbed("driver 24.1.0.3") == "driver 24.1.0.3"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--device", "tpu:0"], "none of auto, npu:0, cuda:0, cpu"),
         (["--size", "12"], "such as 64MiB or 2GiB"),
         (["--size", "31MiB"], "at least 32MiB"),
-        (["--json", "/no/such/folder/report.json"], "cannot be written"),
+        (["--report", "/no/such/folder/report.json"], "cannot be written"),
     ],
 )
 def test_bad_options_end_with_status_two(options: list[str], words: str) -> None:
@@ -185,8 +261,8 @@ def test_versions_of_an_npus_driver_and_firmware_come_from_its_installation(tmp_
     installation.write_text(f"Firmware_Install_Path_Param={tmp_path}\nDriver_Install_Path_Param={tmp_path}\n")
     (tmp_path / "firmware").mkdir()
     (tmp_path / "firmware" / "version.info").write_text("Version=7.8.0.2.212\nfirmware_version=1.0\n")
-    assert installed_version("firmware", installation) == "7.8.0.2.212"
-    assert installed_version("driver", installation) == ""
+    assert files_version("firmware", installation) == "7.8.0.2.212"
+    assert files_version("driver", installation) == ""
 
 
 @pytest.mark.parametrize(
