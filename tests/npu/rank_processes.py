@@ -98,10 +98,10 @@ def _serve(end: Connection, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     import torch
     import torch.distributed as dist
-    import torch_npu  # noqa: F401  # the backend
+    import torch_npu
 
     torch.set_num_threads(1)
-    torch.npu.set_device(int(os.environ["RANK"]))
+    torch_npu.npu.set_device(int(os.environ["RANK"]))
     dist.init_process_group("cpu:gloo,npu:hccl")
     while True:
         try:
