@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable
 
 import pytest
-import simulated_npu.npu_operators  # noqa: F401
 import torch
 import torch_npu
+from simulated_npu import npu_operators
 from simulated_npu.references import NotSimulatedError
 from simulated_npu.triton_kernels import compute_slot_mapping
 from torch import Tensor
+
+npu_operators.install()
 
 HEADS, KEY_HEADS, SIZE, BLOCK = 6, 2, 8, 4
 SCALE = 0.31

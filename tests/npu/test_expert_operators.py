@@ -4,11 +4,13 @@ import math
 from typing import Any
 
 import pytest
-import simulated_npu.npu_operators  # noqa: F401
 import torch
 import torch_npu
+from simulated_npu import npu_operators
 from simulated_npu.references import NotSimulatedError
 from torch import Tensor
+
+npu_operators.install()
 
 TOKENS, EXPERTS, K, HIDDEN = 5, 8, 2, 6
 

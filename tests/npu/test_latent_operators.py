@@ -3,11 +3,13 @@
 import math
 
 import pytest
-import simulated_npu.npu_operators  # noqa: F401
 import torch
 import torch_npu
+from simulated_npu import npu_operators
 from simulated_npu.references import NotSimulatedError
 from torch import Tensor
+
+npu_operators.install()
 
 HEADS, LATENT, ROPE, BLOCK, SCALE = 4, 6, 4, 4, 0.3
 LENGTHS, TABLE = (6, 3), ((3, 1), (0, 2))

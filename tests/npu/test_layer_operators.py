@@ -3,11 +3,13 @@
 import math
 
 import pytest
-import simulated_npu.npu_operators  # noqa: F401
 import torch
 import torch_npu
+from simulated_npu import npu_operators
 from simulated_npu.references import NotSimulatedError
 from torch import Tensor
+
+npu_operators.install()
 
 EPSILON = 1e-3
 

@@ -1,10 +1,12 @@
 """References of vllm-ascend's kernels for adapters against loops over tokens in float64."""
 
 import pytest
-import simulated_npu.npu_operators  # noqa: F401
 import torch
+from simulated_npu import npu_operators
 from simulated_npu.references import CALLS
 from torch import Tensor
+
+npu_operators.install()
 
 TOKENS, HIDDEN, RANK, OUT, ADAPTERS = 5, 24, 8, 10, 3
 INDICES = torch.tensor([2, -1, 0, 2, 1])

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import acl
 import pytest
-import simulated_npu.npu_operators  # noqa: F401
 import torch
 import torch_npu
-from simulated_npu import references
+from simulated_npu import npu_operators, references
 from simulated_npu.references import CALLS, NotSimulatedError
 from simulated_npu.triton_kernels import compute_slot_mapping
 
 from tests.aclsim import control
+
+npu_operators.install()
 
 ROOT = Path(__file__).parents[2]
 HOST_TO_DEVICE = 1
