@@ -8,7 +8,7 @@ import acl
 import pytest
 import torch
 import torch_npu
-from simulated_npu import references
+from simulated_npu import npu_operators, references
 from simulated_npu.references import CALLS, NotSimulatedError
 from simulated_npu.triton_kernels import compute_slot_mapping
 
