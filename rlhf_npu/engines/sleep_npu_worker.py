@@ -26,6 +26,7 @@ class SleepNPUWorker(SleepMixin, NPUWorker):
         """
         refuse_fractal_nz(get_ascend_config().weight_nz_mode)
         refuse_second_engine(self.sleep_mode_backend.pool.namespace)
+        _obey_logprobs_mode(self.model_runner.sampler, self.model_config.logprobs_mode)
         with _in_place_of_camem(self.sleep_mode_backend):
             super().load_model(**arguments)
 
@@ -49,6 +50,11 @@ class SleepNPUWorker(SleepMixin, NPUWorker):
         super().wake_up(tags)
         if get_ascend_config().enable_sleep_mode_extra_cleanup:
             self.sleep_wakeup_manager.wakeup(tags)
+
+
+def _obey_logprobs_mode(sampler: Any, mode: str) -> None:
+    """vllm-ascend makes its sampler without it: log-probabilities would be those of temperature 1."""
+    sampler.logprobs_mode = sampler.topk_topp_sampler.logprobs_mode = mode
 
 
 @contextmanager

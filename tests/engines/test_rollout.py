@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rlhf_npu.errors import ConfigError
 from tests.devices import PLATFORM
@@ -15,6 +16,7 @@ from tests.tiny_model import save_tiny_model
 PROMPTS = [[1, 4, 13, 6, 14, 11, 13, 7], [1, 5, 5, 13]]
 MIB = 1 << 20
 CACHE_MIB = 256
+COOL = 0.6  # a temperature
 
 
 def _engine(model_path: str) -> Any:
@@ -51,7 +53,8 @@ def _sleep_cycles(model_path: str) -> Any:
 def _touch_cache(engine: Any) -> None:
     """Make every page of the KV cache resident, as a long run would."""
     for cache in engine.llm.llm_engine.model_executor.driver_worker.model_runner.kv_caches:
-        cache.fill_(0)
+        for part in cache if isinstance(cache, tuple) else (cache,):  # on an NPU keys and values are two
+            part.fill_(0)
 
 
 @pytest.mark.slow
@@ -69,9 +72,8 @@ def test_training_without_the_sleep_pool_is_refused(monkeypatch: pytest.MonkeyPa
         _engine("no/model/is/looked/at")
 
 
-def _seeds(model_path: str) -> Any:
+def _sample(model_path: str) -> Any:
     import numpy as np
-    import torch
 
     def seed_both() -> None:
         torch.manual_seed(5)
@@ -84,6 +86,9 @@ def _seeds(model_path: str) -> Any:
         drawn.append(draw())
         return generate(*arguments, **named)
 
+    def generate_at(temperature: float) -> Any:
+        return engine.generate(PROMPTS, n=3, seed=9, temperature=temperature)
+
     drawn: list[tuple[float, float]] = []
     engine = _engine(model_path)
     generate, engine.llm.generate = engine.llm.generate, generate_and_draw
@@ -91,12 +96,38 @@ def _seeds(model_path: str) -> Any:
     first, again, other = (engine.generate(PROMPTS, n=3, seed=seed) for seed in (7, 7, 8))
     after = draw()
     seed_both()
-    return first, again, other, drawn, after == draw()
+    undisturbed = after == draw()
+    return (first, again, other, drawn, undisturbed), generate_at(COOL)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("rollout") / "model")
+
+
+@pytest.fixture(scope="module")
+def samples(model: Path) -> Any:
+    (results,) = run_ranks(1, _sample, str(model))
+    return results
 
 
 @pytest.mark.slow
-def test_a_seed_fixes_the_responses_and_leaves_the_trainers_generators_alone(tmp_path: Path) -> None:
-    ((first, again, other, drawn, undisturbed),) = run_ranks(1, _seeds, str(save_tiny_model(tmp_path / "model")))
+def test_log_probs_are_those_of_the_distribution_that_is_sampled(model: Path, samples: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    _, cool = samples
+    for prompt, choices in zip(PROMPTS, cool, strict=True):
+        for choice in choices:
+            with torch.no_grad():
+                logits = policy(torch.tensor([prompt + list(choice.token_ids)])).logits[0, len(prompt) - 1 : -1]
+            expected = (logits / COOL).log_softmax(-1).gather(-1, torch.tensor(choice.token_ids)[:, None])[:, 0]
+            assert choice.log_probs == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_seed_fixes_the_responses_and_leaves_the_trainers_generators_alone(samples: Any) -> None:
+    (first, again, other, drawn, undisturbed), _ = samples
     assert first == again
     assert first != other
     assert drawn[0] == drawn[1] != drawn[2]  # vLLM's model runner V2, for GPUs, takes its seeds from numpy
