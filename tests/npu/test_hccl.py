@@ -237,16 +237,16 @@ def reduced_while_elsewhere() -> float:
     By HCCL's own function: torch_npu's watchdog, which asks for the state of its works, would move them on.
     """
     hccl = Hccl()
-    tensor = torch.ones(3, device="npu")
+    tensor = torch.ones(MIB, device="npu")
     torch_npu.npu.synchronize()
     here = _address(tensor)
-    assert hccl.call("HcclAllReduce", here, here, ctypes.c_uint64(3), FLOAT32, SUM)[0] == 0
+    assert hccl.call("HcclAllReduce", here, here, ctypes.c_uint64(MIB), FLOAT32, SUM)[0] == 0
     if dist.get_rank() == 1:
         torch_npu.npu.synchronize()
     dist.all_reduce(torch.zeros(1))
     torch_npu.npu.synchronize()
     hccl.library.HcclCommDestroy(hccl.handle)
-    return float(tensor.cpu()[0].item())
+    return float(tensor.cpu()[-1].item())
 
 
 def test_a_collective_goes_on_while_its_process_does_something_else(world: RankProcesses) -> None:
