@@ -12,7 +12,9 @@ CHARACTERS = "0123456789,:"
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
 
 
-def save_tiny_model(folder: Path, *, tied: bool = False, kv_heads: int = 2, positions: int = 128, seed: int = 0) -> Path:
+def save_tiny_model(
+    folder: Path, *, tied: bool = False, kv_heads: int = 2, positions: int = 128, seed: int = 0
+) -> Path:
     """A model with 4 query heads and a vocabulary of 15, whose output is far from uniform."""
     torch.manual_seed(seed)
     config = LlamaConfig(

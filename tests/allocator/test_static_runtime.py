@@ -1,4 +1,4 @@
-"""Compilers of some machines put a C++ runtime of its own into each library: the pool works beside torch's all the same."""
+"""Some compilers put a C++ runtime of its own into each library: the pool works beside torch's all the same."""
 
 from __future__ import annotations
 
