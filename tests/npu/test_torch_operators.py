@@ -126,10 +126,13 @@ def asleep(request: pytest.FixtureRequest) -> Iterator[torch.Tensor]:
 def test_a_use_of_sleeping_memory_is_an_error_that_names_operator_and_tensor(
     asleep: torch.Tensor, use: Callable[[torch.Tensor, torch.Tensor], object], operator: str, argument: str
 ) -> None:
-    other, faults = torch.ones(64, 64, device="npu"), control.stats().faults
-    with pytest.raises(RuntimeError) as error:
+    def use_and_wait() -> None:
         use(asleep, other)
         torch.npu.synchronize()
+
+    other, faults = torch.ones(64, 64, device="npu"), control.stats().faults
+    with pytest.raises(RuntimeError) as error:
+        use_and_wait()
     assert operator in str(error.value)
     assert argument in str(error.value)
     assert "sleeps or is not mapped" in str(error.value) or "it sleeps, is not mapped" in str(error.value)

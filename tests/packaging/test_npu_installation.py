@@ -132,9 +132,7 @@ def test_the_extra_and_both_locks_have_the_same_versions() -> None:
 def test_what_runs_on_the_simulated_stack_is_what_users_install() -> None:
     users, simulated = locked("npu.lock"), locked("npu-sim.lock")
     different = {name for name in users.keys() & simulated.keys() if users[name] != simulated[name]}
-    # torch: PyPI's build in the simulation. The others: the simulation's go beyond what tensordict and vllm-ascend ask.
-    beyond = {"fastapi", "prometheus-fastapi-instrumentator", "starlette", "tensordict"}
-    assert different - beyond == {"torch", "torchvision"}
+    assert different == {"torch", "torchvision"}  # PyPI's builds in the simulation
 
 
 def test_nothing_that_overwrites_triton_ascend_or_is_built_for_cuda_is_in_the_lock() -> None:
