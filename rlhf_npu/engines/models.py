@@ -24,6 +24,7 @@ from rlhf_npu.engines.attention import attention_implementation
 from rlhf_npu.engines.dropout import noise_as_configured, switch_off_noise
 from rlhf_npu.engines.model_folder import GENERATION_CONFIG, declared_stop_ids
 from rlhf_npu.errors import ModelError, SaveError
+from rlhf_npu.platform import detect_platform
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -116,7 +117,16 @@ def _arguments(model: ModelConfig) -> dict[str, Any]:
         "dtype": getattr(torch, model.dtype),
         "trust_remote_code": model.trust_remote_code,
         "attn_implementation": attention_implementation(model.attn_implementation, config),
+        "experts_implementation": _experts_implementation(),
     }
+
+
+def _experts_implementation() -> str | None:
+    """transformers' choice; on an NPU one expert after the other.
+
+    torch_npu 2.10 has no grouped matrix product: torch would copy all experts to the host for each.
+    """
+    return "eager" if detect_platform().name == "npu" else None
 
 
 def _prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from rlhf_npu.hybrid.checkpoint_names import as_in_checkpoint
 from rlhf_npu.hybrid.reshard import gathered_buckets
 from rlhf_npu.preflight.model_trial import Trial, try_model
 from rlhf_npu.preflight.tiny_models import FAMILIES
-from tests.devices import PLATFORM
+from tests.devices import DEVICE, PLATFORM
 from tests.ranks import run_ranks
 
 PARTS = ["loaded", "level 1", "level 2", "saved"]
@@ -32,14 +32,18 @@ def test_what_is_sent_are_a_checkpoints_names_and_tensors(tmp_path: Path, name: 
     assert all(torch.equal(tensor, saved[name]) for name, tensor in sent)
 
 
+# vllm-ascend 0.23 turns a part of each head by a table of the wrong width, and caps no scores.
+NOT_ON_NPU = pytest.mark.skipif(DEVICE == "npu", reason="vllm-ascend cannot serve it")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "ranks"),
     [
         pytest.param("Mixtral", 2, id="experts_packed_and_renamed"),
         pytest.param("DeepSeek-V3", 1, id="products_of_weights_kept_by_attention"),
-        pytest.param("GPT-NeoX", 1, id="served_through_the_classes_of_transformers"),
-        pytest.param("Gemma 2", 1, id="attention_scores_capped"),
+        pytest.param("GPT-NeoX", 1, id="served_through_the_classes_of_transformers", marks=NOT_ON_NPU),
+        pytest.param("Gemma 2", 1, id="attention_scores_capped", marks=NOT_ON_NPU),
         pytest.param("GPT-2", 1, id="dropout"),
     ],
 )
@@ -49,6 +53,15 @@ def test_rollout_and_trainer_score_alike_before_and_after_new_weights(tmp_path: 
     stage = 3 if ranks > 1 else 1
     outcomes = list(try_model(Trial(model, PLATFORM.name, ranks=ranks, zero_stage=stage, save=True)))
     assert [(outcome.part, outcome.right) for outcome in outcomes] == [(part, True) for part in PARTS], outcomes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DEVICE != "npu", reason="vLLM itself caps them")
+def test_attention_that_vllm_ascend_does_not_cap_is_refused_before_training(tmp_path: Path) -> None:
+    family = FAMILIES["Gemma 2"]
+    (loaded,) = try_model(Trial(ModelConfig(path=str(family.save(tmp_path / "model")), dtype=family.dtype), "npu"))
+    assert not loaded.right
+    assert loaded.mean > 1e3 * loaded.explained
 
 
 @pytest.mark.slow
