@@ -17,6 +17,7 @@ from vllm.model_executor.layers import rotary_embedding
 
 from allocator import InvalidArgumentError
 from rlhf_npu.engines.sleep_backend import WEIGHTS, SleepPoolBackend, make_backend
+from rlhf_npu.engines.weight_update import watched_if_asked
 
 DRAFT = "draft."  # how vLLM names the parameters of a draft model; those are kept always
 
@@ -37,7 +38,8 @@ class SleepMixin:
 
     def load_model(self, **arguments: Any) -> None:
         """Give back what loading made and freed, before vLLM looks how much memory is left for the cache."""
-        super().load_model(**arguments)  # type: ignore[misc]
+        with watched_if_asked():
+            super().load_model(**arguments)  # type: ignore[misc]
         # vLLM would hand the tables in these weights to the next engine of the process, which runs while they sleep.
         rotary_embedding._ROPE_DICT.clear()  # noqa: SLF001
         self.sleep_mode_backend.pool.trim()

@@ -34,12 +34,29 @@ class Transformations:
     added: dict[torch.nn.Module, set[str]] = field(default_factory=dict)
 
 
+_asked_for: Transformations | None = None
+
+
 @contextmanager
 def watch_loading() -> Iterator[Transformations]:
     """Within it a vLLM engine of this process loads its model; the result is complete when it has."""
+    global _asked_for
+    _asked_for = Transformations()
+    try:
+        yield _asked_for
+    finally:
+        _asked_for = None
+
+
+@contextmanager
+def watched_if_asked() -> Iterator[None]:
+    """Within it a worker of ours loads its model: by now vllm-ascend has put its functions in the place of vLLM's."""
+    if _asked_for is None:
+        yield
+        return
     from vllm.model_executor.model_loader import base_loader
 
-    seen, process = Transformations(), base_loader.process_weights_after_loading
+    seen, process = _asked_for, base_loader.process_weights_after_loading
 
     def watched(model: torch.nn.Module, *arguments: Any, **named: Any) -> None:
         before = {layer: _look_at(layer) for layer in model.modules()}
@@ -48,7 +65,7 @@ def watch_loading() -> Iterator[Transformations]:
 
     base_loader.process_weights_after_loading = watched
     try:
-        yield seen
+        yield
     finally:
         base_loader.process_weights_after_loading = process
 
