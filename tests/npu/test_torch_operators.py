@@ -11,21 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+import torch_npu
 
 from allocator import SleepPool
 from tests.aclsim import control
 
 LATE = """
-import json, torch
+import json, torch, torch_npu
 from tests.aclsim import control
 from tests.npu.test_torch_operators import CALLS
 pending = {}
 for name, call in CALLS.items():
-    arguments = [one.npu() if isinstance(one, torch.Tensor) else one for one in call()[1:]]
-    torch.npu.synchronize()
+    arguments = [one.to("npu") if isinstance(one, torch.Tensor) else one for one in call()[1:]]
+    torch_npu.npu.synchronize()
     result = call()[0](*arguments)
     pending[name] = control.stats().pending
-    torch.npu.synchronize()
+    torch_npu.npu.synchronize()
 print(json.dumps(pending))
 """
 
@@ -72,7 +73,7 @@ BOXED: dict[str, Callable[[], tuple[Any, ...]]] = {
 def test_results_are_the_cpus(name: str, dtype: torch.dtype) -> None:
     function, *arguments = (CALLS | BOXED)[name]()
     host = [one.to(dtype) if isinstance(one, torch.Tensor) and one.is_floating_point() else one for one in arguments]
-    device = [one.npu() if isinstance(one, torch.Tensor) else one for one in host]
+    device = [one.to("npu") if isinstance(one, torch.Tensor) else one for one in host]
     expected, result = function(*host), function(*device)
     assert result.device.type == "npu"
     assert torch.equal(result.cpu(), expected)
@@ -106,7 +107,7 @@ def asleep(request: pytest.FixtureRequest) -> Iterator[torch.Tensor]:
     pool = SleepPool.get("npu:0", namespace=request.node.name)
     with pool.region("weights"):
         weights = torch.ones(64, 64, device="npu")
-    torch.npu.synchronize()
+    torch_npu.npu.synchronize()
     pool.sleep(level=2)
     yield weights
     pool.wake_up()
@@ -128,7 +129,7 @@ def test_a_use_of_sleeping_memory_is_an_error_that_names_operator_and_tensor(
 ) -> None:
     def use_and_wait() -> None:
         use(asleep, other)
-        torch.npu.synchronize()
+        torch_npu.npu.synchronize()
 
     other, faults = torch.ones(64, 64, device="npu"), control.stats().faults
     with pytest.raises(RuntimeError) as error:
