@@ -14,10 +14,12 @@ die() {
 }
 
 find_python() {
-  local candidate
-  for candidate in ${PYTHON_NPU:-python3.12 "$HOME"/.pyenv/versions/3.12.*/bin/python3.12 /root/.pyenv/versions/3.12.*/bin/python3.12}; do
+  local candidate shim
+  shim=$(command -v python3.12 || true)
+  for candidate in ${PYTHON_NPU:-python3.12 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.12.*/bin/python3.12 \
+    "${shim%/shims/*}"/versions/3.12.*/bin/python3.12}; do
     if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null; then
-      echo "$candidate"
+      command -v "$candidate"
       return
     fi
   done

@@ -18,9 +18,9 @@ if ! cmp --silent "$lock" "$venv/.done"; then
   "$root/.venv/bin/python" -m pip --python "$venv/bin/python" install --no-deps --disable-pip-version-check -r "$lock"
   cp "$lock" "$venv/.done"
 fi
-make -s -j "$(nproc)" -C "$root/tests/aclsim" PYTHON="$venv/bin/python" CANN="$venv/cann"
+make -s -j "$(nproc)" -C "$root/tests/aclsim" pool PYTHON="$venv/bin/python" CANN="$venv/cann"
 source "$venv/cann/set_env.sh"
 
 cd "$root"
-(($#)) || set -- tests/allocator
+(($#)) || set -- --numprocesses 2 --dist loadfile tests/allocator
 ACLSIM_STREAM=${ACLSIM_STREAM:-lazy} exec "$venv/bin/python" -m pytest "$@"
