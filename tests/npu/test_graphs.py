@@ -129,29 +129,30 @@ def check_memory_that_was_freed_is_an_error_that_names_the_operator() -> None:
     assert bool(inputs.isfinite().all())
 
 
-def check_a_wait_during_a_capture_is_an_error_and_ends_it() -> None:
-    inputs, doubled = _numbers(*SIZES).npu(), torch.ones(SIZES).npu()
-    torch.npu.synchronize()
-    for wait in (lambda: (inputs * 2).tolist(), torch.npu.synchronize, lambda: doubled.copy_(torch.ones(SIZES))):
-        graph = torch.npu.NPUGraph()
-        with pytest.raises(RuntimeError, match="captur"), torch.npu.graph(graph):  # noqa: PT012
-            doubled.mul_(2)
-            wait()
-        with pytest.raises(RuntimeError):
-            graph.replay()
-        assert torch.equal(doubled.cpu(), torch.ones(SIZES))
-
-
-def check_work_of_a_stream_that_was_not_joined_is_an_error() -> None:
-    inputs, side = _numbers(*SIZES).npu(), torch.npu.Stream()
-    torch.npu.synchronize()
-    with pytest.raises(RuntimeError, match="never waited for"), torch.npu.graph(torch.npu.NPUGraph()):  # noqa: PT012
-        side.wait_stream(torch.npu.current_stream())
-        with torch.npu.stream(side):
-            inputs.cumsum(0)
-
-
 CHECKS = {name.removeprefix("check_"): one for name, one in list(globals().items()) if name.startswith("check_")}
+
+
+# torch_npu cannot capture again in a process in which it failed to.
+WAIT = """
+import pytest, torch
+numbers = torch.ones(4, device="npu")
+graph = torch.npu.NPUGraph()
+torch.npu.synchronize()
+with pytest.raises(RuntimeError, match="the capture was invalidated before") as error, torch.npu.graph(graph):
+    numbers.mul_(2)
+    numbers.tolist()
+assert "is being captured" in str(error.value.__context__)
+assert numbers.tolist() == [1] * 4
+"""
+NOT_JOINED = """
+import pytest, torch
+numbers, side = torch.ones(4, device="npu"), torch.npu.Stream()
+torch.npu.synchronize()
+with pytest.raises(RuntimeError, match="its work was never waited for"), torch.npu.graph(torch.npu.NPUGraph()):
+    side.wait_stream(torch.npu.current_stream())
+    with torch.npu.stream(side):
+        numbers.cumsum(0)
+"""
 
 
 def main() -> None:
@@ -185,3 +186,10 @@ def _run(streams: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CHECKS)
 def test_graph(errors: Callable[[str], dict[str, Any]], name: str, streams: str) -> None:
     assert errors(streams)[name] is None, errors(streams)[name]
+
+
+@pytest.mark.parametrize("program", [WAIT, NOT_JOINED], ids=["a_wait", "a_stream_that_was_not_joined"])
+def test_a_capture_ends_in_an_error_by(program: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
