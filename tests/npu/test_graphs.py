@@ -9,14 +9,19 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from allocator import SleepPool
+from rlhf_npu.engines.rollout import NPU_GRAPHS
+from rlhf_npu.platform import NPU
 from tests.aclsim import control
+from tests.tiny_model import save_tiny_model
 
+ROOT = Path(__file__).parents[2]
 SIZES = (4, 8)
 
 
@@ -193,3 +198,48 @@ def test_a_capture_ends_in_an_error_by(program: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", program]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two models that differ in their weights alone."""
+    folder = tmp_path_factory.mktemp("graphs")
+    first, other = (save_tiny_model(folder / str(seed), positions=256, seed=seed) for seed in (0, 1))
+    return first, other
+
+
+def _generated(models: tuple[Path, Path], streams: str, *options: str) -> dict[str, Any]:
+    settings = {"kv_cache_memory_bytes": 64 << 20, "compilation_config": {"cudagraph_mode": NPU_GRAPHS}}
+    variables = {
+        "ACLSIM_STREAM": streams,
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "SLEEP_POOL_POISON": "1",
+        "HF_HUB_OFFLINE": "1",
+        **NPU.environment,
+    }
+    command = [sys.executable, "-m", "tests.npu.graph_generation", *map(str, models), json.dumps(settings), *options]
+    ran = subprocess.run(
+        command, env=os.environ | variables, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-4000:]
+    result: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", ["eager", "lazy"])
+def test_vllms_graphs_say_after_sleep_and_with_new_weights_what_an_eager_engine_says(
+    models: tuple[Path, Path], streams: str
+) -> None:
+    eager, graphs = _generated(models, streams), _generated(models, streams, "--graphs")
+    assert eager["counts"]["moved"] == [0, 0]
+    assert eager["said"]["first"] == eager["said"]["slept"] == eager["said"]["moved"] != eager["said"]["other"]
+    for name in ("first", "slept", "other"):
+        assert graphs["said"][name] == eager["said"][name], name
+    captures, replays = zip(*graphs["counts"].values(), strict=True)
+    assert captures[0] > 0
+    assert set(captures) == {captures[0]}
+    assert list(replays) == sorted(set(replays))
+    assert graphs["stayed"]
+    # As it would be with weights that a reshard moves: this test sees it.
+    assert graphs["said"]["moved"] != eager["said"]["moved"]
