@@ -1,4 +1,4 @@
-"""vLLM's own sleep-mode tests have their counterparts here, on the CPU, and on a GPU and an NPU with graphs and without.
+"""vLLM's own sleep-mode tests have their counterparts here, on the CPU, a GPU and an NPU, with graphs and without.
 
 Memory that was dropped is poisoned, so that a read of it shows.
 """

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from allocator import SleepPool
 from rlhf_npu.engines.rollout import NPU_GRAPHS
 from rlhf_npu.platform import NPU
 from tests.aclsim import control
+from tests.npu.rank_processes import RankProcesses
 from tests.tiny_model import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -124,17 +126,66 @@ def check_weights_that_were_moved_are_stale_in_a_graph() -> None:
 
 
 def check_memory_that_was_freed_is_an_error_that_names_the_operator() -> None:
-    inputs, weights = _numbers(*SIZES).npu(), _numbers(8, 6, seed=1).npu().repeat(1 << 18, 1)
-    graph, _ = _captured(lambda: weights.cumsum(0))
-    del weights
+    freed = [torch.ones(1 << 22, 6, device="npu")]
+    graph, _ = _captured(lambda: freed[0].cumsum(0))
+    freed.clear()
     torch.npu.empty_cache()
     graph.replay()
     with pytest.raises(RuntimeError, match=r"aten::cumsum: argument 'self' .* it was freed"):
         torch.npu.synchronize()
-    assert bool(inputs.isfinite().all())
+
+
+def check_the_tasks_of_a_group_are_replaced_before_a_replay() -> None:
+    total, first, second = (torch.full((4,), value, device="npu") for value in (0.0, 1.0, 10.0))
+    torch.npu.synchronize()
+    graph, updates = torch.npu.NPUGraph(), torch.npu.Stream()
+    with torch.npu.graph(graph):
+        stream = torch.npu.current_stream()
+        total.mul_(2)
+        torch.npu.graph_task_group_begin(stream)
+        total.add_(first)
+        group = torch.npu.graph_task_group_end(stream)
+    graph.replay()
+    assert total.tolist() == [1] * 4
+    with torch.npu.stream(updates):
+        torch.npu.graph_task_update_begin(updates, group)
+        total.add_(second)
+        torch.npu.graph_task_update_end(updates)
+    updates.synchronize()
+    graph.replay()
+    assert total.tolist() == [12] * 4
 
 
 CHECKS = {name.removeprefix("check_"): one for name, one in list(globals().items()) if name.startswith("check_")}
+
+
+def _reduce_in_a_graph() -> list[list[float]]:
+    rank = dist.get_rank()
+    total = torch.zeros(3, device="npu")
+    dist.all_reduce(total)
+    torch.npu.synchronize()
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        doubled = total * 2
+        dist.all_reduce(doubled)
+        dist.all_reduce(doubled)
+        output = doubled + 1
+    results = []
+    for seed in range(3):
+        total.fill_(seed + rank)
+        graph.replay()
+        eager = total.clone()
+        dist.all_reduce(eager)
+        results.append([output[0].item(), eager[0].item()])
+    return results
+
+
+@pytest.mark.parametrize("streams", ["eager", "lazy"])
+def test_collectives_of_a_graph_run_at_each_replay(streams: str) -> None:
+    with RankProcesses(2, ACLSIM_STREAM=streams) as world:
+        results = world.run(_reduce_in_a_graph)
+    expected = [[2 * 2 * (2 * seed + 1) + 1, 2 * seed + 1] for seed in range(3)]
+    assert results == [expected, expected]
 
 
 # torch_npu cannot capture again in a process in which it failed to.

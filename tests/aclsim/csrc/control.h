@@ -21,6 +21,9 @@ int aclsim_enqueue(void* stream, std::function<int()> task, const std::vector<ac
 constexpr int kAclsimCapturing = 1;
 constexpr int kAclsimUpdating = 2;
 int aclsim_capture(void* stream);
+// Of a capturing stream: a task that cannot run twice. It is made anew for each replay, when that is enqueued on a stream.
+using AclsimMake = std::function<std::function<int()>(void* stream)>;
+int aclsim_record(void* stream, AclsimMake make);
 // Before a write during a capture: the memory is as it was when the capture has ended.
 void aclsim_save(void* stream, void* first, std::size_t bytes);
 // The calling thread's default stream for nullptr.

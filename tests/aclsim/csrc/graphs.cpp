@@ -67,19 +67,41 @@ bool all_joined(const Graph& graph) {
   return std::all_of(graph.streams.begin(), graph.streams.end(), joined);
 }
 
+struct Replay {
+  GraphPointer graph;
+  Stream* stream;
+  std::vector<std::function<int()>> made;  // in the order of the graph's tasks, empty for those that it holds itself
+  std::size_t next = 0;
+};
+
+std::shared_ptr<Replay> make_replay(const GraphPointer& graph, Stream* stream) {
+  const auto replay = std::make_shared<Replay>(Replay{graph, stream, {}});
+  for (const Recorded& one : graph->tasks) replay->made.push_back(one.make ? one.make(stream) : nullptr);
+  return replay;
+}
+
 // Goes on where it stopped: a task may have to wait for another device.
-int run(const Graph& graph, std::size_t* next, Stream* stream) {
-  for (; *next < graph.tasks.size(); ++*next) {
-    const int error = graph.tasks[*next]();
+int run(Replay* replay) {
+  for (; replay->next < replay->made.size(); ++replay->next) {
+    const auto& made = replay->made[replay->next];
+    const int error = made ? made() : replay->graph->tasks[replay->next].task();
     if (error == kAclsimAgain) return error;
     if (error == 0) continue;
     // The error is of the work, and the call that started it has gone well: who waits is told.
+    if (replay->stream->error != 0) continue;
+    replay->stream->error = error;
     publish_error();
-    if (stream->error == 0) stream->error = error;
-    break;
   }
-  *next = 0;
   return 0;
+}
+
+void append(Stream* stream, Recorded recorded) {
+  Graph& graph = *stream->capture;
+  if (graph.group && graph.group->stream == stream) graph.group->members.push_back(graph.tasks.size());
+  graph.tasks.push_back(std::move(recorded));
+  CapturingStream* const one = find(&graph, stream);
+  one->last_task = graph.tasks.size();
+  one->joined = false;
 }
 
 GraphPointer& graph_of(aclmdlRI model) { return *static_cast<GraphPointer*>(model); }
@@ -98,11 +120,7 @@ int record_task(Stream* stream, std::function<int()> task, const std::vector<Ran
     graph.valid = false;
     return error;
   }
-  if (graph.group && graph.group->stream == stream) graph.group->members.push_back(graph.tasks.size());
-  graph.tasks.push_back(std::move(task));
-  CapturingStream* const one = find(&graph, stream);
-  one->last_task = graph.tasks.size();
-  one->joined = false;
+  append(stream, {std::move(task), nullptr});
   return 0;
 }
 
@@ -152,6 +170,14 @@ int aclsim_capture(void* stream) {
   const Stream& one = *stream_of(stream);
   if (one.update != nullptr) return kAclsimUpdating;
   return one.capture != nullptr ? kAclsimCapturing : 0;
+}
+
+int aclsim_record(void* stream, AclsimMake make) {
+  const Guard guard(lock());
+  Stream* const on = stream_of(stream);
+  if (on->capture == nullptr) return refuse(kNotSupported, "a task that cannot run twice is part of a task update");
+  append(on, {nullptr, std::move(make)});
+  return 0;
 }
 
 void aclsim_save(void* stream, void* first, std::size_t bytes) {
@@ -224,7 +250,7 @@ aclError aclmdlRIExecuteAsync(aclmdlRI model, aclrtStream stream) {
   Stream* const on = stream_of(stream);
   if (graph->capturing || !graph->valid) return refuse(ACL_ERROR_RT_MODEL_CAPTURED, "the graph was not captured to its end");
   if (on->capture != nullptr) return invalidate(on->capture.get(), kNotSupported, "a graph in a graph is not simulated");
-  return enqueue(on, [graph, on, next = std::make_shared<std::size_t>(0)] { return run(*graph, next.get(), on); });
+  return enqueue(on, [replay = make_replay(graph, on)] { return run(replay.get()); });
 }
 
 aclError aclmdlRIDestroy(aclmdlRI model) {
@@ -273,7 +299,7 @@ aclError aclmdlRICaptureTaskUpdateEnd(aclrtStream stream) {
                                                   " tasks, and the group " + std::to_string(members.size()));
   }
   return enqueue(stream_of(stream), [update] {
-    for (std::size_t i = 0; i < update->tasks.size(); ++i) update->graph->tasks[update->group->members[i]] = update->tasks[i];
+    for (std::size_t i = 0; i < update->tasks.size(); ++i) update->graph->tasks[update->group->members[i]].task = update->tasks[i];
     return 0;
   });
 }

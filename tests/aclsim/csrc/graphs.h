@@ -11,6 +11,11 @@ namespace aclsim {
 
 using GraphPointer = std::shared_ptr<Graph>;
 
+struct Recorded {
+  std::function<int()> task;
+  AclsimMake make;  // or what makes it for one replay
+};
+
 struct TaskGroup {
   Stream* stream = nullptr;
   std::weak_ptr<Graph> graph;
@@ -41,7 +46,7 @@ struct Graph {
   bool capturing = true;
   bool valid = true;
   std::vector<CapturingStream> streams;
-  std::vector<std::function<int()>> tasks;
+  std::vector<Recorded> tasks;
   std::vector<Saved> saved;
   std::unique_ptr<TaskGroup> group;  // being recorded
   std::vector<std::unique_ptr<TaskGroup>> groups;
