@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch_npu
 
 from allocator import SleepPool
 from rlhf_npu.engines.rollout import NPU_GRAPHS
@@ -31,11 +32,13 @@ def _numbers(*sizes: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(sizes, generator=torch.Generator().manual_seed(seed))
 
 
-def _captured(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> tuple[torch.npu.NPUGraph, torch.Tensor]:
+def _captured(
+    function: Callable[..., torch.Tensor], *inputs: torch.Tensor
+) -> tuple[torch_npu.npu.NPUGraph, torch.Tensor]:
     function(*inputs)
-    torch.npu.synchronize()
-    graph = torch.npu.NPUGraph()
-    with torch.npu.graph(graph):
+    torch_npu.npu.synchronize()
+    graph = torch_npu.npu.NPUGraph()
+    with torch_npu.npu.graph(graph):
         output = function(*inputs)
     return graph, output
 
@@ -47,7 +50,7 @@ def _layer(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def check_new_values_in_the_inputs_are_what_a_replay_computes_with() -> None:
-    inputs, weights = _numbers(*SIZES).npu(), _numbers(8, 6, seed=1).npu()
+    inputs, weights = _numbers(*SIZES).to("npu"), _numbers(8, 6, seed=1).to("npu")
     graph, output = _captured(_layer, inputs, weights)
     for seed in range(3):
         new = _numbers(*SIZES, seed=seed)
@@ -64,9 +67,9 @@ def check_a_capture_changes_nothing_and_each_replay_runs_all() -> None:
         total.clamp_(max=100).erfinv_().add_(counter)
         return counter.clone()
 
-    torch.npu.synchronize()
-    graph = torch.npu.NPUGraph()
-    with torch.npu.graph(graph):
+    torch_npu.npu.synchronize()
+    graph = torch_npu.npu.NPUGraph()
+    with torch_npu.npu.graph(graph):
         output = count()
     assert counter.tolist() == total.tolist() == [0] * 4
     for replays in (1, 2):
@@ -75,15 +78,15 @@ def check_a_capture_changes_nothing_and_each_replay_runs_all() -> None:
 
 
 def check_streams_that_join_by_events_are_captured_too() -> None:
-    inputs, side = _numbers(*SIZES).npu(), torch.npu.Stream()
-    torch.npu.synchronize()
-    graph = torch.npu.NPUGraph()
-    with torch.npu.graph(graph):
+    inputs, side = _numbers(*SIZES).to("npu"), torch_npu.npu.Stream()
+    torch_npu.npu.synchronize()
+    graph = torch_npu.npu.NPUGraph()
+    with torch_npu.npu.graph(graph):
         doubled = inputs * 2
-        side.wait_stream(torch.npu.current_stream())
-        with torch.npu.stream(side):
+        side.wait_stream(torch_npu.npu.current_stream())
+        with torch_npu.npu.stream(side):
             summed = doubled.cumsum(0)
-        torch.npu.current_stream().wait_stream(side)
+        torch_npu.npu.current_stream().wait_stream(side)
         output = summed + 1
     inputs.fill_(1)
     graph.replay()
@@ -93,8 +96,8 @@ def check_streams_that_join_by_events_are_captured_too() -> None:
 def check_a_graph_over_the_pool_fails_asleep_and_has_the_new_weights_after() -> None:
     pool = SleepPool.get("npu:0", namespace="graph")
     with pool.region("weights"):
-        weights = _numbers(8, 6, seed=1).npu()
-    host, inputs, address = _numbers(*SIZES), _numbers(*SIZES).npu(), weights.data_ptr()
+        weights = _numbers(8, 6, seed=1).to("npu")
+    host, inputs, address = _numbers(*SIZES), _numbers(*SIZES).to("npu"), weights.data_ptr()
     for layer, operator in ((_layer, "aclnnMm"), (lambda x, w: torch.cumsum(w, 0) + x.sum(), "aten::cumsum")):
         graph, output = _captured(layer, inputs, weights)
         for level in (1, 2):
@@ -103,7 +106,7 @@ def check_a_graph_over_the_pool_fails_asleep_and_has_the_new_weights_after() -> 
             faults = control.stats().faults
             graph.replay()
             with pytest.raises(RuntimeError) as error:
-                torch.npu.synchronize()
+                torch_npu.npu.synchronize()
             assert operator in str(error.value)
             assert "it sleeps" in str(error.value)
             assert control.stats().faults == faults + 1
@@ -115,10 +118,10 @@ def check_a_graph_over_the_pool_fails_asleep_and_has_the_new_weights_after() -> 
 
 
 def check_weights_that_were_moved_are_stale_in_a_graph() -> None:
-    inputs, weights = _numbers(*SIZES).npu(), _numbers(8, 6, seed=1).npu()
+    inputs, weights = _numbers(*SIZES).to("npu"), _numbers(8, 6, seed=1).to("npu")
     graph, output = _captured(_layer, inputs, weights)
     graph.replay()
-    before, moved = output.clone(), _numbers(8, 6, seed=2).npu()
+    before, moved = output.clone(), _numbers(8, 6, seed=2).to("npu")
     weights.data = moved
     graph.replay()
     assert torch.equal(output, before)
@@ -129,28 +132,28 @@ def check_memory_that_was_freed_is_an_error_that_names_the_operator() -> None:
     freed = [torch.ones(1 << 22, 6, device="npu")]
     graph, _ = _captured(lambda: freed[0].cumsum(0))
     freed.clear()
-    torch.npu.empty_cache()
+    torch_npu.npu.empty_cache()
     graph.replay()
     with pytest.raises(RuntimeError, match=r"aten::cumsum: argument 'self' .* it was freed"):
-        torch.npu.synchronize()
+        torch_npu.npu.synchronize()
 
 
 def check_the_tasks_of_a_group_are_replaced_before_a_replay() -> None:
     total, first, second = (torch.full((4,), value, device="npu") for value in (0.0, 1.0, 10.0))
-    torch.npu.synchronize()
-    graph, updates = torch.npu.NPUGraph(), torch.npu.Stream()
-    with torch.npu.graph(graph):
-        stream = torch.npu.current_stream()
+    torch_npu.npu.synchronize()
+    graph, updates = torch_npu.npu.NPUGraph(), torch_npu.npu.Stream()
+    with torch_npu.npu.graph(graph):
+        stream = torch_npu.npu.current_stream()
         total.mul_(2)
-        torch.npu.graph_task_group_begin(stream)
+        torch_npu.npu.graph_task_group_begin(stream)
         total.add_(first)
-        group = torch.npu.graph_task_group_end(stream)
+        group = torch_npu.npu.graph_task_group_end(stream)
     graph.replay()
     assert total.tolist() == [1] * 4
-    with torch.npu.stream(updates):
-        torch.npu.graph_task_update_begin(updates, group)
+    with torch_npu.npu.stream(updates):
+        torch_npu.npu.graph_task_update_begin(updates, group)
         total.add_(second)
-        torch.npu.graph_task_update_end(updates)
+        torch_npu.npu.graph_task_update_end(updates)
     updates.synchronize()
     graph.replay()
     assert total.tolist() == [12] * 4
@@ -163,9 +166,9 @@ def _reduce_in_a_graph() -> list[list[float]]:
     rank = dist.get_rank()
     total = torch.zeros(3, device="npu")
     dist.all_reduce(total)
-    torch.npu.synchronize()
-    graph = torch.npu.NPUGraph()
-    with torch.npu.graph(graph):
+    torch_npu.npu.synchronize()
+    graph = torch_npu.npu.NPUGraph()
+    with torch_npu.npu.graph(graph):
         doubled = total * 2
         dist.all_reduce(doubled)
         dist.all_reduce(doubled)
@@ -229,7 +232,7 @@ def errors() -> Callable[[str], dict[str, Any]]:
 
 
 def _run(streams: str) -> dict[str, Any]:
-    program = "import torch_npu; from tests.npu.test_graphs import main; main()"
+    program = "from tests.npu.test_graphs import main; main()"
     command = [sys.executable, "-W", "ignore", "-c", program]
     environment = os.environ | {"ACLSIM_STREAM": streams}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -21,7 +21,7 @@ int aclsim_enqueue(void* stream, std::function<int()> task, const std::vector<ac
 constexpr int kAclsimCapturing = 1;
 constexpr int kAclsimUpdating = 2;
 int aclsim_capture(void* stream);
-// Of a capturing stream: a task that cannot run twice. It is made anew for each replay, when that is enqueued on a stream.
+// Of a capturing stream: a task that cannot run twice. It is made anew for each replay, when that is enqueued.
 using AclsimMake = std::function<std::function<int()>(void* stream)>;
 int aclsim_record(void* stream, AclsimMake make);
 // Before a write during a capture: the memory is as it was when the capture has ended.

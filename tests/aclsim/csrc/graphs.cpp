@@ -36,15 +36,17 @@ bool is_saved(const Graph& graph, const Range& range) {
   return std::any_of(graph.saved.begin(), graph.saved.end(), holds);
 }
 
+bool is_memory(const void* first, std::size_t bytes) { return probe(first, bytes) == 1 || is_pinned_host(first); }
+
 void save(Graph* graph, const Range& range) {
-  if (range.bytes == 0 || probe(range.first, range.bytes) == 0 || is_saved(*graph, range)) return;
+  if (range.bytes == 0 || !is_memory(range.first, range.bytes) || is_saved(*graph, range)) return;
   const char* const bytes = static_cast<const char*>(range.first);
   graph->saved.push_back({range.first, {bytes, bytes + range.bytes}});
 }
 
 void restore(Graph* graph) {
   for (auto one = graph->saved.rbegin(); one != graph->saved.rend(); ++one) {
-    if (probe(one->first, one->bytes.size()) != 0) std::memcpy(one->first, one->bytes.data(), one->bytes.size());
+    if (is_memory(one->first, one->bytes.size())) std::memcpy(one->first, one->bytes.data(), one->bytes.size());
   }
   graph->saved.clear();
 }
@@ -132,6 +134,10 @@ int record_event(Stream* stream, Event* event) {
 }
 
 int record_wait(Stream* stream, const Event& event) {
+  if (!event.captured) {
+    return invalidate(stream->capture.get(), ACL_ERROR_RT_CAPTURE_DEPENDENCY,
+                      "a captured stream waits for an event that was recorded outside of the capture");
+  }
   const GraphPointer graph = event.capture.lock();
   if (graph == nullptr || !graph->capturing) {
     return refuse(ACL_ERROR_RT_EVENT_CAPTURED, "a wait for an event that was recorded during a capture that has ended");
@@ -248,8 +254,12 @@ aclError aclmdlRIExecuteAsync(aclmdlRI model, aclrtStream stream) {
   ACLSIM_ENTER();
   const GraphPointer graph = graph_of(model);
   Stream* const on = stream_of(stream);
-  if (graph->capturing || !graph->valid) return refuse(ACL_ERROR_RT_MODEL_CAPTURED, "the graph was not captured to its end");
-  if (on->capture != nullptr) return invalidate(on->capture.get(), kNotSupported, "a graph in a graph is not simulated");
+  if (graph->capturing || !graph->valid) {
+    return refuse(ACL_ERROR_RT_MODEL_CAPTURED, "the graph was not captured to its end");
+  }
+  if (on->capture != nullptr) {
+    return invalidate(on->capture.get(), kNotSupported, "a graph in a graph is not simulated");
+  }
   return enqueue(on, [replay = make_replay(graph, on)] { return run(replay.get()); });
 }
 
@@ -299,7 +309,9 @@ aclError aclmdlRICaptureTaskUpdateEnd(aclrtStream stream) {
                                                   " tasks, and the group " + std::to_string(members.size()));
   }
   return enqueue(stream_of(stream), [update] {
-    for (std::size_t i = 0; i < update->tasks.size(); ++i) update->graph->tasks[update->group->members[i]].task = update->tasks[i];
+    for (std::size_t i = 0; i < update->tasks.size(); ++i) {
+      update->graph->tasks[update->group->members[i]].task = update->tasks[i];
+    }
     return 0;
   });
 }

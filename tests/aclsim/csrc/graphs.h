@@ -55,7 +55,7 @@ struct Graph {
 // Of a capturing stream. A task that names what it writes is run as well, so that later kernels find what they read.
 int record_task(Stream* stream, std::function<int()> task, const std::vector<Range>& writes);
 int record_event(Stream* stream, Event* event);
-// The waiting stream joins the capture of an event that was recorded in one.
+// Of a capturing stream, or for an event that was recorded on one: the stream joins the capture.
 int record_wait(Stream* stream, const Event& event);
 // 0, or the code with which a call that waits is refused: for a stream, and for all work of the device.
 int refuse_wait(const Stream& stream, const char* call);

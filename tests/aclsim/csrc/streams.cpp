@@ -86,7 +86,7 @@ bool never() { return false; }
 
 int refuse_captured(const Event& event, const char* call) {
   if (!event.captured) return 0;
-  if (const int error = refuse_wait(*event.stream, call)) return error;
+  if (exists(event.stream) && refuse_wait(*event.stream, call) != 0) return ACL_ERROR_RT_EVENT_CAPTURED;
   return refuse(ACL_ERROR_RT_EVENT_CAPTURED, std::string(call) + ": the event was recorded during a capture");
 }
 
@@ -258,7 +258,8 @@ aclError aclrtStreamWaitEvent(aclrtStream stream, aclrtEvent event) {
   ACLSIM_ENTER();
   const EventPointer awaited = event_of(event);
   Stream* const waiting = stream_of(stream);
-  if (awaited->captured) return record_wait(waiting, *awaited);
+  const bool from_outside = waiting->capture != nullptr && awaited->recorded > 0;
+  if (awaited->captured || from_outside) return record_wait(waiting, *awaited);
   return enqueue(waiting, [awaited, waiting, source = awaited->stream, record = awaited->recorded] {
     const auto done = [&] { return awaited->done >= record; };
     if (!done() && exists(source)) advance(source, done);

@@ -8,6 +8,7 @@ from torch import Tensor
 from simulated_npu.references import NotSimulatedError, reference
 
 LARGEST = 127.0
+QINT8 = 12  # torch.qint8: operators get the number of c10::ScalarType
 
 
 @reference("npu::npu_dynamic_quant")
@@ -27,12 +28,7 @@ def quantize(x: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: int, 
 
     op-plugin, torch_npu-npu_quantize.md, with div_mode False, for the last dimension and torch.qint8.
     """
-    if div_mode or axis not in (-1, x.dim() - 1) or dtype != _number_of_qint8():
+    if div_mode or axis not in (-1, x.dim() - 1) or dtype != QINT8:
         raise NotSimulatedError(f"npu::npu_quantize: dtype {dtype}, axis {axis} and div_mode {div_mode} together")
     moved = x.float() * scales.float() + (0.0 if zero_points is None else zero_points.float())
     return moved.round().clamp(-LARGEST - 1, LARGEST).to(torch.int8)
-
-
-def _number_of_qint8() -> int:
-    """Operators name torch's dtypes by their numbers."""
-    return 12
