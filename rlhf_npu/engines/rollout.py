@@ -18,6 +18,7 @@ from rlhf_npu.errors import ConfigError
 from rlhf_npu.platform import Platform
 
 GIB = 1 << 30
+NPU_GRAPHS = "PIECEWISE"  # the only mode that was tested: in the others attention is in the graphs, and updated in them
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,8 @@ def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, pla
         memory: dict[str, Any] = {"kv_cache_memory_bytes": int(rollout.kv_cache_memory_gb * GIB)}
     else:
         memory = {"gpu_memory_utilization": rollout.gpu_memory_utilization}
+    if platform.name == "npu" and not rollout.enforce_eager:
+        memory["compilation_config"] = {"cudagraph_mode": NPU_GRAPHS}
     return LLM(
         model=model.path,
         dtype=model.dtype,

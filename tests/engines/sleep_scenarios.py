@@ -36,8 +36,12 @@ class Engine:
         from vllm import LLM
 
         self.model_path = options.model
+        self.graphs: bool = options.graphs
         self.device: Any = {"cuda": torch.cuda, "npu": getattr(torch, "npu", None)}.get(DEVICE)
         self.used_before = self.used()
+        self.captures = self.replays = 0
+        if DEVICE != "cpu":
+            self._count_graphs()
         self.llm = LLM(
             str(options.model),
             enable_sleep_mode=True,
@@ -56,6 +60,20 @@ class Engine:
         self.pool: SleepPool = worker.sleep_mode_backend.pool
         self.runner = worker.model_runner
         self.first = self.tokens()
+
+    def _count_graphs(self) -> None:
+        graph: Any = torch.cuda.CUDAGraph if DEVICE == "cuda" else self.device.NPUGraph
+        capture, replay = graph.capture_begin, graph.replay
+
+        def counted_capture(*arguments: Any, **named: Any) -> Any:
+            self.captures += 1
+            return capture(*arguments, **named)
+
+        def counted_replay(*arguments: Any, **named: Any) -> Any:
+            self.replays += 1
+            return replay(*arguments, **named)
+
+        graph.capture_begin, graph.replay = counted_capture, counted_replay
 
     def tokens(self, lora: Any = None, prompt: list[int] = PROMPT) -> list[int]:
         """What the engine says greedily."""
@@ -228,23 +246,17 @@ def addresses_stay_and_nothing_is_captured_again(engine: Engine) -> None:
     def addresses() -> list[int]:
         return [parameter.data_ptr() for parameter in engine.model.parameters()]
 
-    captures, capture = 0, torch.cuda.CUDAGraph.capture_begin
-
-    def counted(*arguments: Any, **named: Any) -> Any:
-        nonlocal captures
-        captures += 1
-        return capture(*arguments, **named)
-
-    before = addresses()
-    torch.cuda.CUDAGraph.capture_begin = counted  # type: ignore[method-assign]
-    try:
-        engine.llm.sleep(level=1)
-        engine.llm.wake_up()
-        assert engine.tokens() == engine.first
-    finally:
-        torch.cuda.CUDAGraph.capture_begin = capture  # type: ignore[method-assign]
+    before, captures, replays = addresses(), engine.captures, engine.replays
+    engine.llm.sleep(level=1)
+    engine.llm.wake_up()
+    assert engine.tokens() == engine.first
     assert addresses() == before
-    assert captures == 0
+    assert engine.captures == captures
+    if engine.graphs:
+        assert captures > 0
+        assert engine.replays > replays
+    else:
+        assert captures == replays == 0
 
 
 def calls_that_are_wrong_change_nothing(engine: Engine) -> None:
@@ -299,7 +311,7 @@ LORA = [lora_adapters_stay_loaded]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--graphs", action="store_true", help="CUDA graphs on")
+    parser.add_argument("--graphs", action="store_true", help="CUDA or ACL graphs on")
     parser.add_argument("--lora", action="store_true", help="an engine with adapters, and their scenario")
     parser.add_argument("--settings", type=json.loads, default={}, help="further arguments of LLM, as JSON")
     options = parser.parse_args()

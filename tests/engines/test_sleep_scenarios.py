@@ -1,4 +1,4 @@
-"""vLLM's own sleep-mode tests have their counterparts here, on the CPU, and on a GPU with CUDA graphs and without.
+"""vLLM's own sleep-mode tests have their counterparts here, on the CPU, a GPU and an NPU, with graphs and without.
 
 Memory that was dropped is poisoned, so that a read of it shows.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from rlhf_npu.engines.rollout import NPU_GRAPHS
 from rlhf_npu.platform import PLATFORMS
 from tests.devices import DEVICE
 from tests.engines.sleep_scenarios import LORA, PLAIN, PRESERVED
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 ON_CPU = {"kv_cache_memory_bytes": 64 << 20, "block_size": 32, "sleep_preserve_parameter_names": [PRESERVED]}
 ON_NPU = {"kv_cache_memory_bytes": 64 << 20}
+GRAPHS_ON_NPU = ON_NPU | {"compilation_config": {"cudagraph_mode": NPU_GRAPHS}}
 ENGINES: dict[str, dict[str, list[str]]] = {
     "cuda": {
         "eager": [],
@@ -34,7 +36,11 @@ ENGINES: dict[str, dict[str, list[str]]] = {
         "lora": ["--lora"],
         "lora_graphs": ["--graphs", "--lora"],
     },
-    "npu": {"eager": ["--settings", json.dumps(ON_NPU)], "lora": ["--lora", "--settings", json.dumps(ON_NPU)]},
+    "npu": {
+        "eager": ["--settings", json.dumps(ON_NPU)],
+        "graphs": ["--graphs", "--settings", json.dumps(GRAPHS_ON_NPU)],
+        "lora": ["--lora", "--settings", json.dumps(ON_NPU)],
+    },
     "cpu": {"cpu": ["--settings", json.dumps(ON_CPU)], "lora": ["--lora", "--settings", json.dumps(ON_CPU)]},
 }
 CASES = [(engine, one.__name__) for engine in ENGINES[DEVICE] for one in (LORA if "lora" in engine else PLAIN)]

@@ -63,6 +63,26 @@ def test_bfloat16_is_normalized_in_float32() -> None:
     close(reciprocal, 1 / root_mean_square(x))
 
 
+def test_quantization_of_tokens() -> None:
+    x = random(3, 16)
+    x[1] = 0
+    numbers, scale = torch_npu.npu_dynamic_quant(x.to("npu"))
+    close(scale, x.double().abs().amax(-1) / 127)
+    assert numbers.dtype == torch.int8
+    error = (numbers.cpu().double() * scale.cpu().double().unsqueeze(-1) - x).abs()
+    assert bool((error <= scale.cpu().unsqueeze(-1) / 2 * (1 + 1e-6)).all())
+    assert numbers.abs().amax(-1).tolist() == [127, 0, 127]
+
+
+def test_quantization_by_given_scales() -> None:
+    x, scale, offset = random(3, 16) * 50, random(16).abs(), random(16)
+    numbers = torch_npu.npu_quantize(x.to("npu"), scale.to("npu"), offset.to("npu"), torch.qint8, -1, False)
+    expected = (x.double() * scale.double() + offset.double()).round().clamp(-128, 127)
+    assert torch.equal(numbers.cpu().double(), expected)
+    with pytest.raises(NotSimulatedError, match="npu_quantize"):
+        torch_npu.npu_quantize(x.to("npu"), scale.to("npu"), offset.to("npu"), torch.quint8, -1, False)
+
+
 @pytest.mark.parametrize("dim", [-1, 0])
 def test_swiglu(dim: int) -> None:
     x = random(4, 6)

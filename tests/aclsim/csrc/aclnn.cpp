@@ -84,7 +84,12 @@ int check_operands(const aclOpExecutor& executor) {
 
 int launch(aclOpExecutor* executor, void* stream) {
   const auto owned = std::shared_ptr<aclOpExecutor>(executor);
-  const int error = aclsim_enqueue(stream, [owned] { return run(*owned); });
+  // Which of its tensors an operator writes, it does not say.
+  std::vector<aclsim_range> writes;
+  for (const aclTensor& one : owned->operands) {
+    writes.push_back({const_cast<void*>(one.operand.address), one.operand.bytes});
+  }
+  const int error = aclsim_enqueue(stream, [owned] { return run(*owned); }, writes);
   if (error == 0) return 0;
   // torch_npu would raise once, and from then on drop each operator without a word.
   const char* const words = aclGetRecentErrMsg();

@@ -5,12 +5,27 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 // What a task returns that cannot go on yet: it is run again later, and its stream waits until then.
 constexpr int kAclsimAgain = -1;
 
-// Runs an operator in order on a simulated stream.
-int aclsim_enqueue(void* stream, std::function<int()> task);
+struct aclsim_range {
+  void* first;
+  std::size_t bytes;
+};
+
+// Runs an operator in order on a simulated stream. A task that names what it writes is also run while it is captured.
+int aclsim_enqueue(void* stream, std::function<int()> task, const std::vector<aclsim_range>& writes = {});
+// What becomes of work on the stream: 0, it is run.
+constexpr int kAclsimCapturing = 1;
+constexpr int kAclsimUpdating = 2;
+int aclsim_capture(void* stream);
+// Of a capturing stream: a task that cannot run twice. It is made anew for each replay, when that is enqueued.
+using AclsimMake = std::function<std::function<int()>(void* stream)>;
+int aclsim_record(void* stream, AclsimMake make);
+// Before a write during a capture: the memory is as it was when the capture has ended.
+void aclsim_save(void* stream, void* first, std::size_t bytes);
 // The calling thread's default stream for nullptr.
 void* aclsim_stream(void* stream);
 // Runs what the stream can run now, until `enough` says so. Both tasks and `enough` run under the simulator's lock.

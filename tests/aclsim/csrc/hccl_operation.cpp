@@ -283,6 +283,14 @@ class Progress {
 HcclResult launch(std::shared_ptr<Communicator> communicator, Plan plan, void* stream) {
   static const bool log = std::getenv("ACLSIM_LOG_HCCL") != nullptr;
   if (log) std::fprintf(stderr, "[aclsim] %s on %s\n", plan.call.c_str(), communicator->name.c_str());
+  if (aclsim_capture(stream) != 0) {
+    const int error = aclsim_record(stream, [communicator, plan](void* on) {
+      const auto operation = std::make_shared<Operation>(communicator, plan, on);
+      Progress::get().add(operation);
+      return [operation] { return operation->step(); };
+    });
+    return error == 0 ? HCCL_SUCCESS : HCCL_E_RUNTIME;
+  }
   const auto operation = std::make_shared<Operation>(std::move(communicator), std::move(plan), aclsim_stream(stream));
   // Never run by the call itself: an error is the stream's, as on the device. torch_npu makes the call in a thread of its
   // own, where its failure would be nobody's.

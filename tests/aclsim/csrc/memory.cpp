@@ -7,7 +7,7 @@
 #include <cstring>
 #include <map>
 
-#include "simulator.h"
+#include "graphs.h"
 
 namespace aclsim {
 namespace {
@@ -340,6 +340,7 @@ aclError aclrtMemSetPidToShareableHandle(uint64_t, int32_t*, size_t) { return AC
 // A synchronous copy is on no stream: it does not wait for work queued on others.
 aclError aclrtMemcpy(void* to, size_t capacity, const void* from, size_t bytes, aclrtMemcpyKind) {
   ACLSIM_ENTER();
+  if (const int error = refuse_wait_for_all(__func__)) return error;
   return copy_bytes(to, capacity, from, bytes);
 }
 
@@ -347,7 +348,7 @@ aclError aclrtMemcpyAsync(void* to, size_t capacity, const void* from, size_t by
                           aclrtStream stream) {
   ACLSIM_ENTER();
   if (!is_defined(to) || !is_defined(from)) ++current_device().stats.undefined;
-  return enqueue(stream_of(stream), [=] { return copy_bytes(to, capacity, from, bytes); });
+  return enqueue(stream_of(stream), [=] { return copy_bytes(to, capacity, from, bytes); }, {{to, bytes}});
 }
 
 aclError aclrtMemset(void* to, size_t capacity, int32_t value, size_t bytes) {
@@ -357,7 +358,7 @@ aclError aclrtMemset(void* to, size_t capacity, int32_t value, size_t bytes) {
 
 aclError aclrtMemsetAsync(void* to, size_t capacity, int32_t value, size_t bytes, aclrtStream stream) {
   ACLSIM_ENTER();
-  return enqueue(stream_of(stream), [=] { return set_bytes(to, capacity, value, bytes); });
+  return enqueue(stream_of(stream), [=] { return set_bytes(to, capacity, value, bytes); }, {{to, bytes}});
 }
 
 }  // extern "C"

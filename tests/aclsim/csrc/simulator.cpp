@@ -104,6 +104,11 @@ std::string take_error() {
   return last_error.empty() ? machine().device_error : std::exchange(last_error, "");
 }
 
+void publish_error() {
+  const Guard guard(lock());
+  if (!last_error.empty()) machine().device_error = std::exchange(last_error, "");
+}
+
 int enter(const char* call) {
   ++machine().calls[call];
   const auto fault = machine().faults.find(call);
@@ -144,7 +149,7 @@ int aclsim_device_fault(int code, const std::string& words) {
   const Guard guard(lock());
   if (code == ACL_ERROR_RT_DEVICE_MEM_ERROR) ++current_device().stats.faults;
   refuse(code, words);
-  machine().device_error = std::exchange(last_error, "");
+  publish_error();
   return code;
 }
 
@@ -164,9 +169,11 @@ void aclsim_report_fault(const std::string& words) {
   refuse(ACL_ERROR_RT_DEVICE_MEM_ERROR, "device fault: " + words);
 }
 
-int aclsim_enqueue(void* stream, std::function<int()> task) {
+int aclsim_enqueue(void* stream, std::function<int()> task, const std::vector<aclsim_range>& writes) {
   const Guard guard(lock());
-  return enqueue(stream_of(stream), std::move(task));
+  std::vector<Range> ranges;
+  for (const auto& [first, bytes] : writes) ranges.push_back({first, bytes});
+  return enqueue(stream_of(stream), std::move(task), ranges);
 }
 
 void aclsim_get_stats(int index, aclsim_stats* stats) {

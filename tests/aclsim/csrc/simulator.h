@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -17,13 +18,25 @@ namespace aclsim {
 constexpr std::size_t kGranularity = std::size_t{2} << 20;
 constexpr int kMaxDevices = 16;
 
+struct Graph;
+struct TaskUpdate;
+
+struct Range {
+  void* first;
+  std::size_t bytes;
+};
+
 struct Stream {
+  Stream();
+  ~Stream();
   int device = 0;
   int id = 0;
   std::deque<std::function<int()>> tasks;
   std::uint64_t finished = 0;  // tasks
   bool running = false;
   int error = 0;  // of a task that ran; reported by the next call that waits
+  std::shared_ptr<Graph> capture;      // records its work
+  std::unique_ptr<TaskUpdate> update;  // takes its work to replace that of a task group
 };
 
 struct Event {
@@ -31,6 +44,10 @@ struct Event {
   std::uint64_t done = 0;
   std::uint64_t nanoseconds = 0;
   Stream* stream = nullptr;
+  bool external = false;  // for those outside of a graph, at its replay
+  std::weak_ptr<Graph> capture;  // that it was last recorded in
+  bool captured = false;
+  std::size_t captured_tasks = 0;  // before it
 };
 
 struct Device {
@@ -54,6 +71,7 @@ void set_initialized(bool value);
 // Refuses a call: remembers the words for aclGetRecentErrMsg, and counts.
 int refuse(int code, const std::string& words);
 std::string take_error();
+void publish_error();  // this thread's words are of a task, which any thread may ask for
 // Counts the call and returns the code it is to fail with, 0 when it is to go well.
 int enter(const char* call);
 bool charge(int device, std::size_t bytes, std::uint64_t aclsim_stats::*kind);
@@ -69,7 +87,7 @@ void count_mapped(aclsim_stats* stats);
 // Streams: eager ones run a task at once; lazy ones (ACLSIM_STREAM=lazy) only when somebody waits, which is the
 // latest moment that AscendCL allows.
 Stream* stream_of(void* stream);
-int enqueue(Stream* stream, std::function<int()> task);
+int enqueue(Stream* stream, std::function<int()> task, const std::vector<Range>& writes = {});
 int drain_all();
 void settle_all();  // waits too, and leaves what failed to the next call that tells
 std::size_t pending_tasks();

@@ -8,7 +8,7 @@
 #include <memory>
 #include <utility>
 
-#include "simulator.h"
+#include "graphs.h"
 
 namespace aclsim {
 namespace {
@@ -84,13 +84,29 @@ int finish(const EventPointer& event) {
 
 bool never() { return false; }
 
+int refuse_captured(const Event& event, const char* call) {
+  if (!event.captured) return 0;
+  if (exists(event.stream) && refuse_wait(*event.stream, call) != 0) return ACL_ERROR_RT_EVENT_CAPTURED;
+  return refuse(ACL_ERROR_RT_EVENT_CAPTURED, std::string(call) + ": the event was recorded during a capture");
+}
+
 }  // namespace
 
 Stream* stream_of(void* stream) {
   return stream == nullptr ? &current_device().default_stream : static_cast<Stream*>(stream);
 }
 
-int enqueue(Stream* stream, std::function<int()> task) {
+Stream::Stream() = default;
+Stream::~Stream() = default;
+
+void advance_all(Stream* stream) { advance(stream, never); }
+
+int enqueue(Stream* stream, std::function<int()> task, const std::vector<Range>& writes) {
+  if (stream->update != nullptr) {
+    stream->update->tasks.push_back(std::move(task));
+    return 0;
+  }
+  if (stream->capture != nullptr) return record_task(stream, std::move(task), writes);
   if (!lazy() && stream->tasks.empty()) {
     const int error = task();
     if (error != kAclsimAgain) return error;
@@ -170,6 +186,7 @@ aclError aclrtDestroyStreamForce(aclrtStream stream) { return aclrtDestroyStream
 
 aclError aclrtSynchronizeStream(aclrtStream stream) {
   ACLSIM_ENTER();
+  if (const int error = refuse_wait(*stream_of(stream), __func__)) return error;
   return drain(stream_of(stream));
 }
 
@@ -177,6 +194,7 @@ aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t) { return
 
 aclError aclrtSynchronizeDevice() {
   ACLSIM_ENTER();
+  if (const int error = refuse_wait_for_all(__func__)) return error;
   return drain_all();
 }
 
@@ -185,6 +203,7 @@ aclError aclrtSynchronizeDeviceWithTimeout(int32_t) { return aclrtSynchronizeDev
 // Asking is a moment at which work may have been done: without it a program that polls would poll forever.
 aclError aclrtStreamQuery(aclrtStream stream, aclrtStreamStatus* status) {
   ACLSIM_ENTER();
+  if (const int error = refuse_wait(*stream_of(stream), __func__)) return error;
   const bool empty = stream_of(stream)->tasks.empty();
   *status = empty ? ACL_STREAM_STATUS_COMPLETE : ACL_STREAM_STATUS_NOT_READY;
   advance(stream_of(stream), never);
@@ -206,7 +225,12 @@ aclError aclrtCreateEvent(aclrtEvent* event) {
   return 0;
 }
 
-aclError aclrtCreateEventExWithFlag(aclrtEvent* event, uint32_t) { return aclrtCreateEvent(event); }
+aclError aclrtCreateEventExWithFlag(aclrtEvent* event, uint32_t flags) {
+  const aclError error = aclrtCreateEvent(event);
+  if (error == 0) event_of(*event)->external = (flags & ACL_EVENT_EXTERNAL) != 0;
+  return error;
+}
+
 aclError aclrtCreateEventWithFlag(aclrtEvent* event, uint32_t) { return aclrtCreateEvent(event); }
 
 aclError aclrtDestroyEvent(aclrtEvent event) {
@@ -219,6 +243,8 @@ aclError aclrtRecordEvent(aclrtEvent event, aclrtStream stream) {
   ACLSIM_ENTER();
   const EventPointer recorded = event_of(event);
   recorded->stream = stream_of(stream);
+  recorded->captured = recorded->stream->capture != nullptr;
+  if (recorded->captured) return record_event(recorded->stream, recorded.get());
   return enqueue(recorded->stream, [recorded, record = ++recorded->recorded] {
     recorded->done = record;
     recorded->nanoseconds = now();
@@ -232,6 +258,8 @@ aclError aclrtStreamWaitEvent(aclrtStream stream, aclrtEvent event) {
   ACLSIM_ENTER();
   const EventPointer awaited = event_of(event);
   Stream* const waiting = stream_of(stream);
+  const bool from_outside = waiting->capture != nullptr && awaited->recorded > 0;
+  if (awaited->captured || from_outside) return record_wait(waiting, *awaited);
   return enqueue(waiting, [awaited, waiting, source = awaited->stream, record = awaited->recorded] {
     const auto done = [&] { return awaited->done >= record; };
     if (!done() && exists(source)) advance(source, done);
@@ -244,12 +272,14 @@ aclError aclrtStreamWaitEvent(aclrtStream stream, aclrtEvent event) {
 
 aclError aclrtSynchronizeEvent(aclrtEvent event) {
   ACLSIM_ENTER();
+  if (const int error = refuse_captured(*event_of(event), __func__)) return error;
   return finish(event_of(event));
 }
 
 aclError aclrtQueryEventStatus(aclrtEvent event, aclrtEventRecordedStatus* status) {
   ACLSIM_ENTER();
   const EventPointer asked = event_of(event);
+  if (const int error = refuse_captured(*asked, __func__)) return error;
   const bool done = is_done(*asked);
   *status = done ? ACL_EVENT_RECORDED_STATUS_COMPLETE : ACL_EVENT_RECORDED_STATUS_NOT_READY;
   // An error stays with the stream, for the one who waits for it.

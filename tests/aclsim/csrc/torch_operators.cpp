@@ -11,6 +11,9 @@
 #include <algorithm>
 #include <memory>
 
+#include "control.h"
+#include "torch_npu/csrc/core/npu/NPUStream.h"
+
 namespace torch_operators {
 namespace {
 
@@ -19,20 +22,60 @@ constexpr auto kComposition = c10::DispatchKey::AutogradVE;
 constexpr auto kNpuKey = c10::DispatchKey::PrivateUse1;
 constexpr auto kAutogradNpuKey = c10::DispatchKey::AutogradPrivateUse1;
 constexpr auto kFlashAttention = 1;  // sdp::SDPBackend
+constexpr int kDeviceFault = 507015;
+constexpr int kOperatorFailed = 561103;
 
 void synchronize_current_stream(c10::Device device) {
   const c10::impl::VirtualGuardImpl npu(kNpu);
   npu.synchronizeStream(npu.getStream(device));
 }
 
-void compute(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
-  const std::size_t count = op.schema().arguments().size();
-  const Call call(op, torch::jit::last(*stack, count));
-  const c10::DeviceGuard guard(call.device());
+// The call's share of a replay: 0, or the code of an error.
+int compute_again(const Call& call, const Outputs& outputs) {
+  if (const std::string words = call.missing_operand(); !words.empty()) {
+    aclsim_report_fault(words);
+    return kDeviceFault;
+  }
+  try {
+    Call::store(call.compute(), outputs);
+    return 0;
+  } catch (const std::exception& error) {
+    aclsim_report_error(call.name() + ": " + error.what());
+    return kOperatorFailed;
+  }
+}
+
+// Computes as well, since only the CPU kernel knows the shapes of its results.
+Outputs capture(Call call, void* stream) {
+  TORCH_CHECK(aclsim_capture(stream) == kAclsimCapturing, call.name(), ": an update of a task group is not simulated");
+  for (const Operand& operand : call.operands()) {
+    if (operand.written) aclsim_save(stream, const_cast<void*>(operand.first), operand.bytes);
+  }
+  const Stack results = call.compute();
+  Outputs outputs = call.make_outputs(results);
+  call.detach(outputs);
+  for (const auto& [index, place] : outputs.new_tensors) aclsim_save(stream, place.data_ptr(), place.nbytes());
+  Call::store(results, outputs);
+  Outputs places{{}, outputs.new_tensors, {}};
+  aclsim_enqueue(stream, [call = std::move(call), places = std::move(places)] { return compute_again(call, places); });
+  return outputs;
+}
+
+Outputs run(const Call& call) {
   synchronize_current_stream(call.device());
   const Stack results = call.compute();
   Outputs outputs = call.make_outputs(results);
   Call::store(results, outputs);
+  return outputs;
+}
+
+void compute(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
+  const std::size_t count = op.schema().arguments().size();
+  Call call(op, torch::jit::last(*stack, count));
+  const c10::DeviceGuard guard(call.device());
+  // What torch_npu has queued for the stream comes before.
+  void* const on = c10_npu::getCurrentNPUStream(call.device().index()).stream(true);
+  Outputs outputs = aclsim_capture(on) != 0 ? capture(std::move(call), on) : run(call);
   torch::jit::drop(*stack, count);
   for (c10::IValue& value : outputs.values) stack->push_back(std::move(value));
 }

@@ -19,6 +19,7 @@ struct Operand {
   std::string words;  // "argument 'self' (float32 [2, 3])"
   const void* first;
   std::size_t bytes;
+  bool written;
 };
 
 // What a call returns to torch, and where its results are to be written: CPU tensors over device addresses. They own
@@ -45,6 +46,16 @@ class Call {
 
   static void store(const Stack& results, const Outputs& outputs);
 
+  // "" or words for the operand that has no memory behind it.
+  std::string missing_operand() const;
+
+  // For a call that is computed again when its tensors may be gone: drops them, and counts the results' memory as
+  // operands. Throws where that could not give the right results.
+  void detach(const Outputs& outputs);
+
+  const std::vector<Operand>& operands() const { return operands_; }
+  std::string name() const;
+
  private:
   struct Alias {
     at::Tensor npu;
@@ -57,11 +68,9 @@ class Call {
   void note_device(const std::string& name, c10::Device device);
   void note_operand(const std::string& name, bool written, const at::Tensor& tensor);
   void seed_from(at::Generator generator);
-  void check_operands() const;
   Stack inputs() const;
   c10::IValue output(const c10::IValue& result, std::size_t* index, Outputs* outputs) const;
   at::Tensor output_tensor(const at::Tensor& result, std::size_t index, Outputs* outputs) const;
-  std::string name() const;
 
   c10::OperatorHandle op_;
   std::optional<c10::Device> device_;

@@ -178,9 +178,9 @@ void Call::note_operand(const std::string& name, bool written, const at::Tensor&
   if (bytes > 0) {
     const auto* const first = static_cast<const char*>(tensor.storage().data());
     const auto offset = static_cast<std::size_t>(tensor.storage_offset()) * tensor.itemsize();
-    operands_.push_back({described(name, tensor), first + offset, bytes});
+    operands_.push_back({described(name, tensor), first + offset, bytes, written});
   } else if (written && tensor.storage().nbytes() > 0) {  // the kernel may grow it to the whole storage
-    operands_.push_back({described(name, tensor), tensor.storage().data(), tensor.storage().nbytes()});
+    operands_.push_back({described(name, tensor), tensor.storage().data(), tensor.storage().nbytes(), written});
   }
 }
 
@@ -194,16 +194,16 @@ void Call::seed_from(at::Generator generator) {
   seed_ = mixed(generator.current_seed(), offset);
 }
 
-void Call::check_operands() const {
+std::string Call::missing_operand() const {
   for (const Operand& operand : operands_) {
     const int found = aclsim_probe(operand.first, operand.bytes);
     if (found == 1) continue;
     std::ostringstream words;
     words << name() << ": " << operand.words << ": no device memory at " << operand.first << " (" << operand.bytes
           << " bytes): " << (found == 0 ? "it sleeps or is not mapped" : "it was freed, or never was device memory");
-    aclsim_report_fault(words.str());
-    TORCH_CHECK(false, words.str());
+    return words.str();
   }
+  return "";
 }
 
 Stack Call::inputs() const {
@@ -213,7 +213,10 @@ Stack Call::inputs() const {
 }
 
 Stack Call::compute() const {
-  check_operands();
+  if (const std::string words = missing_operand(); !words.empty()) {
+    aclsim_report_fault(words);
+    TORCH_CHECK(false, words);
+  }
   const c10::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
@@ -268,6 +271,14 @@ void Call::store(const Stack& results, const Outputs& outputs) {
   }
   for (const auto& [index, place] : outputs.new_tensors) place.copy_(tensors[index]);
   for (const auto& [host, place] : outputs.resized) place.copy_(host);
+}
+
+void Call::detach(const Outputs& outputs) {
+  TORCH_CHECK(outputs.resized.empty(), name(), ": a result that grows in a captured graph is not simulated");
+  for (const auto& [index, place] : outputs.new_tensors) {
+    operands_.push_back({described("result " + std::to_string(index), place), place.data_ptr(), span(place), true});
+  }
+  aliases_.clear();
 }
 
 }  // namespace torch_operators
