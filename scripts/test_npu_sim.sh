@@ -30,6 +30,7 @@ run eager \
   "$loop::test_twenty_cycles_of_ppo" "$loop::test_a_signal_ends_the_run_and_leaves_nothing_behind[ctrl_c]" \
   tests/engines/test_vllm_plugin.py tests/hybrid/test_reshard.py tests/engines/test_vllm_server.py \
   tests/hybrid/test_models.py tests/trainer/test_recipes.py tests/engines/test_sleep_scenarios.py \
+  tests/engines/test_rollout.py::test_log_probs_are_those_of_the_distribution_that_is_sampled \
   tests/hybrid/test_switch.py tests/workers/test_gradients.py tests/npu tests/aclsim
 run lazy \
   "$loop::test_other_ways_to_run[grpo-tp2-zero3-level2]" tests/engines/test_sleep_scenarios.py tests/npu tests/aclsim \
