@@ -216,6 +216,18 @@ with pytest.raises(RuntimeError, match="its work was never waited for"), torch.n
         numbers.cumsum(0)
 """
 
+FROM_OUTSIDE = """
+import pytest, torch
+event, side = torch.npu.Event(), torch.npu.Stream()
+event.record(side)
+torch.npu.synchronize()
+with pytest.raises(RuntimeError) as error, torch.npu.graph(torch.npu.NPUGraph()):
+    event.wait()
+    torch.ones(3, device="npu")
+words = str(error.value) + str(error.value.__context__)
+assert "recorded outside of the capture" in words or "the capture was invalidated before" in words, words
+"""
+
 
 def main() -> None:
     """Prints a line of JSON a check: its name and, if it failed, why."""
@@ -250,7 +262,9 @@ def test_graph(errors: Callable[[str], dict[str, Any]], name: str, streams: str)
     assert errors(streams)[name] is None, errors(streams)[name]
 
 
-@pytest.mark.parametrize("program", [WAIT, NOT_JOINED], ids=["a_wait", "a_stream_that_was_not_joined"])
+@pytest.mark.parametrize(
+    "program", [WAIT, NOT_JOINED, FROM_OUTSIDE], ids=["a_wait", "a_stream_that_was_not_joined", "an_event_from_outside"]
+)
 def test_a_capture_ends_in_an_error_by(program: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", program]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
