@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from rlhf_npu.engines.rollout import NPU_GRAPHS
 from rlhf_npu.platform import NPU
 from tests.aclsim import control
 from tests.npu.rank_processes import RankProcesses
+from tests.ranks import run_ranks
 from tests.tiny_model import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
 SIZES = (4, 8)
+PROMPT = [1, 4, 13, 6, 14, 11, 13, 7]
 
 
 def _numbers(*sizes: int, seed: int = 0) -> torch.Tensor:
@@ -213,6 +216,18 @@ with pytest.raises(RuntimeError, match="its work was never waited for"), torch.n
         numbers.cumsum(0)
 """
 
+FROM_OUTSIDE = """
+import pytest, torch
+event, side = torch.npu.Event(), torch.npu.Stream()
+event.record(side)
+torch.npu.synchronize()
+with pytest.raises(RuntimeError) as error, torch.npu.graph(torch.npu.NPUGraph()):
+    event.wait()
+    torch.ones(3, device="npu")
+words = str(error.value) + str(error.value.__context__)
+assert "recorded outside of the capture" in words or "the capture was invalidated before" in words, words
+"""
+
 
 def main() -> None:
     """Prints a line of JSON a check: its name and, if it failed, why."""
@@ -247,7 +262,9 @@ def test_graph(errors: Callable[[str], dict[str, Any]], name: str, streams: str)
     assert errors(streams)[name] is None, errors(streams)[name]
 
 
-@pytest.mark.parametrize("program", [WAIT, NOT_JOINED], ids=["a_wait", "a_stream_that_was_not_joined"])
+@pytest.mark.parametrize(
+    "program", [WAIT, NOT_JOINED, FROM_OUTSIDE], ids=["a_wait", "a_stream_that_was_not_joined", "an_event_from_outside"]
+)
 def test_a_capture_ends_in_an_error_by(program: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", program]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -297,3 +314,70 @@ def test_vllms_graphs_say_after_sleep_and_with_new_weights_what_an_eager_engine_
     assert graphs["stayed"]
     # As it would be with weights that a reshard moves: this test sees it.
     assert graphs["said"]["moved"] != eager["said"]["moved"]
+
+
+def _cycles_with_graphs(folder: str) -> list[dict[str, Any]]:
+    from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
+    from rlhf_npu.engines.models import load_policy
+    from rlhf_npu.engines.rollout import RolloutEngine
+    from rlhf_npu.hybrid.engine import HybridEngine
+    from rlhf_npu.hybrid.reshard import Resharder
+
+    counts: Counter[str] = Counter()
+    _count_calls(counts, "capture_begin")
+    _count_calls(counts, "replay")
+    data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=16, max_response_length=16)
+    model = ModelConfig(path=folder, dtype="float32")
+    config = RolloutConfig(
+        n=1, max_num_seqs=8, enforce_eager=False, gpu_memory_utilization=0.02, log_prob_micro_batch_size_per_device=1
+    )
+    rollout, policy = RolloutEngine(model, config, data, NPU, [2]), load_policy(model)
+    resharder, cycles = Resharder(policy, rollout, bucket_bytes=1 << 20), []
+    for step, level in enumerate((1, 2, 1, 2)):
+        hybrid = HybridEngine(rollout, resharder, level, NPU)
+        hybrid.to_train()
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.mul_(1 + 0.05 * torch.randn_like(parameter))
+        hybrid.to_generate()
+        before = counts["replay"]
+        (completions,) = rollout.generate([PROMPT], n=3, seed=step)
+        cycles.append(
+            {
+                "difference": max(_difference(policy, one.token_ids, one.log_probs) for one in completions),
+                "captures": counts["capture_begin"],
+                "replays": counts["replay"] - before,
+                "addresses": [parameter.data_ptr() for parameter in rollout.module.parameters()],
+            }
+        )
+    return cycles
+
+
+def _count_calls(counts: Counter[str], name: str) -> None:
+    graph: Any = torch_npu.npu.NPUGraph
+    function = getattr(graph, name)
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        counts[name] += 1
+        return function(*arguments, **named)
+
+    setattr(graph, name, counted)
+
+
+def _difference(policy: Any, tokens: tuple[int, ...], log_probs: tuple[float, ...]) -> float:
+    """The largest one of the trainer's log-probabilities from the engine's."""
+    device = next(policy.parameters()).device
+    with torch.no_grad():
+        logits = policy(torch.tensor([[*PROMPT, *tokens]], device=device)).logits[0, len(PROMPT) - 1 : -1]
+    own = logits.log_softmax(-1).gather(1, torch.tensor(tokens, device=device)[:, None])[:, 0]
+    return float((own.cpu() - torch.tensor(log_probs)).abs().max())
+
+
+@pytest.mark.slow
+def test_after_each_reshard_graphs_compute_with_the_trainers_weights(models: tuple[Path, Path]) -> None:
+    (cycles,) = run_ranks(1, _cycles_with_graphs, str(models[0]))
+    for cycle in cycles:
+        assert cycle["difference"] < 1e-5
+        assert cycle["captures"] == cycles[0]["captures"] > 0
+        assert cycle["replays"] > 0
+        assert cycle["addresses"] == cycles[0]["addresses"]
