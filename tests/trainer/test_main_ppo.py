@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_npu import main_ppo
 from rlhf_npu.preflight.tiny_models import FAMILIES
-from tests.devices import PLATFORM
+from tests.devices import DEVICE, PLATFORM
 from tests.ranks import run_ranks
 
 SMALL = (
@@ -201,6 +201,32 @@ def test_other_ways_to_run(tmp_path: Path, overrides: tuple[str, ...]) -> None:
         assert "actor/pg_loss" not in steps[1]
         assert (output / "model_step_1").is_dir()
     assert_nothing_left_in_shared_memory(before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DEVICE != "npu", reason="the other tests are for all devices")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("trainer.n_devices_per_node=1", "actor_rollout_ref.rollout.enforce_eager=false"),
+        ("trainer.n_devices_per_node=1", "algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.sleep_level=2"),
+        (
+            "actor_rollout_ref.rollout.tensor_model_parallel_size=2",
+            "actor_rollout_ref.actor.zero_stage=3",
+            "critic.zero_stage=3",
+        ),
+    ],
+    ids=["ppo-one-graphs", "grpo-one-level2", "ppo-tp2-zero3"],
+)
+def test_rollout_and_trainer_agree_on_npus(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    output = tmp_path / "run"
+    cool = "actor_rollout_ref.rollout.temperature=0.8"
+    result = run(output, "trainer.total_training_steps=2", "data.val_max_samples=8", cool, *overrides)
+    assert result.returncode == 0, result.stdout + result.stderr + log_of(output)
+    _, *steps = metrics_of(output)
+    assert [step["reshard/version"] for step in steps] == [1, 2]
+    assert max(step["rollout_corr/logp_diff_max"] for step in steps) < 1e-5
+    assert all(step["memory_asleep/weights/mapped_gb"] == 0 for step in steps)
 
 
 def test_a_folder_that_holds_a_run_is_not_written_to(tmp_path: Path) -> None:
