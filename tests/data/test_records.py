@@ -80,7 +80,7 @@ def test_characters_beyond_ascii(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('{"a": 1}\n{"prompt": "1"\n'.encode("utf-16"), ": is UTF-16 text; save it as UTF-8"),
-        (gzip.compress(b"{}\n"), ": is compressed with gzip; decompress it"),
+        (gzip.compress(b"{}\n", mtime=0), ": is compressed with gzip; decompress it"),
         (b"PAR1....", ": is a Parquet file; let its name end in .parquet"),
         (b'{"a": 1}\n{"a": "\xff"}\n', ":2: not JSON (no UTF-8 at character 7); save the file as UTF-8"),
         ('{"a": 1}\n{"a": "x"}'.encode("utf-16-le"), ":1: not JSON"),
