@@ -58,7 +58,7 @@ BOXED: dict[str, Callable[[], tuple[Any, ...]]] = {
     "topk": lambda: (lambda one: torch.topk(one, 2)[1], _made(3, 4)),
     "sort": lambda: (lambda one: torch.sort(one, descending=True)[0], _made(3, 4)),
     "native_layer_norm": lambda: (torch.nn.functional.layer_norm, _made(3, 4), (4,)),
-    "silu": lambda: (torch.nn.functional.silu, _made(3, 4).t()),
+    "gelu": lambda: (torch.nn.functional.gelu, _made(3, 4).t()),
     "index_put_": lambda: (lambda one, at: one.index_put_((at,), one.new_zeros(())), _made(3, 4), torch.tensor([0, 2])),
     "scaled_dot_product_attention": lambda: (
         lambda q, m: torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=m),
@@ -118,7 +118,7 @@ def asleep(request: pytest.FixtureRequest) -> Iterator[torch.Tensor]:
     [
         (lambda weights, other: weights.cumsum(1), "aten::cumsum", "argument 'self'"),
         (lambda weights, other: torch.cumsum(other, 1, out=weights), "aten::cumsum.out", "argument 'out'"),
-        (lambda weights, other: weights[3:5].sigmoid_(), "aten::sigmoid_", "argument 'self' (float32 [2, 64])"),
+        (lambda weights, other: weights[3:5].erf_(), "aten::erf_", "argument 'self' (float32 [2, 64])"),
         (lambda weights, other: torch.stack([other, weights]), "aten::stack", "argument 'tensors[1]'"),
         (lambda weights, other: other + weights, "aclnnAdd", "its tensor 2 of 3 (float32 [64, 64])"),
     ],

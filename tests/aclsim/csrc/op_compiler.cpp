@@ -21,6 +21,13 @@ std::string option(int key) {
   return found == options().end() ? "disable" : found->second;
 }
 
+// torch_npu calls from a thread of its own: told of an error it raises at a later operator, and then drops all others
+// without a word.
+[[noreturn]] void end_without(const char* name) {
+  std::fprintf(stderr, "[aclsim] the simulated NPU has no operator %s (tests/aclsim/csrc/operators.cpp)\n", name);
+  std::abort();
+}
+
 }  // namespace
 
 extern "C" {
@@ -40,10 +47,13 @@ aclError aclGetCompileopt(aclCompileOpt key, char* value, size_t bytes) {
 aclError aclopCompileAndExecute(const char* name, int, const aclTensorDesc* const[], const aclDataBuffer* const[],
                                 int, const aclTensorDesc* const[], aclDataBuffer* const[], const aclopAttr*,
                                 aclopEngineType, aclopCompileType, const char*, aclrtStream) {
-  // torch_npu calls from a thread of its own: it would raise at a later operator, and then drop all others without a
-  // word.
-  std::fprintf(stderr, "[aclsim] the simulated NPU has no operator %s (tests/aclsim/csrc/operators.cpp)\n", name);
-  std::abort();
+  end_without(name);
+}
+
+aclError aclopCompileAndExecuteV2(const char* name, int, aclTensorDesc*[], aclDataBuffer*[], int, aclTensorDesc*[],
+                                  aclDataBuffer*[], aclopAttr*, aclopEngineType, aclopCompileType, const char*,
+                                  aclrtStream) {
+  end_without(name);
 }
 
 }  // extern "C"

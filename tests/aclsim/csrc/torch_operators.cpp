@@ -9,7 +9,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <memory>
+#include <cmath>
 
 #include "control.h"
 #include "torch_npu/csrc/core/npu/NPUStream.h"
@@ -147,19 +147,20 @@ void register_compositions(const std::vector<std::string>& names) {
   }
 }
 
-bool returns_view(const c10::FunctionSchema& schema) {
+bool makes_view(const c10::OperatorHandle& op) {
   const auto is_view = [](const c10::Argument& one) { return one.alias_info() && !one.alias_info()->isWrite(); };
-  return std::any_of(schema.returns().begin(), schema.returns().end(), is_view);
+  const auto& returns = op.schema().returns();
+  return op.hasTag(at::Tag::inplace_view) || std::any_of(returns.begin(), returns.end(), is_view);
 }
 
-// The aten operators with a kernel registered for a dispatch key, but for those that return views.
+// The aten operators with a kernel registered for a dispatch key, but for those that make views.
 std::vector<std::string> registered(const std::string& key) {
   auto& dispatcher = c10::Dispatcher::singleton();
   std::vector<std::string> names;
   for (const auto& name : dispatcher.getRegistrationsForDispatchKey(c10::parseDispatchKey(key))) {
     const auto declared = dispatcher.findSchema(name);
     const bool is_aten = name.name.rfind("aten::", 0) == 0;
-    if (is_aten && declared && !returns_view(declared->schema())) names.push_back(toString(name));
+    if (is_aten && declared && !makes_view(*declared)) names.push_back(toString(name));
   }
   return names;
 }
