@@ -83,7 +83,7 @@ def resident() -> Callable[[], int]:
 
 def _end_unless_operators_run(test: str) -> None:
     """After an operator that failed torch_npu drops all later ones without a word, and tests would see stale bytes."""
-    total = float(torch.full((3,), 2.0).sum())
+    total = float(torch.full((3,), 2.0, device=DEVICE).sum())
     if total != 6:
         pytest.exit(f"{test}: an operator failed (is it in tests/aclsim/csrc/operators.cpp?)", returncode=1)
 
@@ -93,6 +93,7 @@ def _device(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(1)
     torch.set_default_device(DEVICE)
     yield
+    torch.set_default_device(None)
     if ON_NPU:
         _end_unless_operators_run(request.node.nodeid)
         assert control.stats().undefined == 0
