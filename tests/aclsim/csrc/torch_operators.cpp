@@ -65,6 +65,7 @@ Outputs run(const Call& call) {
   synchronize_current_stream(call.device());
   const Stack results = call.compute();
   Outputs outputs = call.make_outputs(results);
+  if (!outputs.resized.empty()) synchronize_current_stream(call.device());  // a resize copies, maybe later
   Call::store(results, outputs);
   return outputs;
 }
