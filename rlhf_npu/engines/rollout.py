@@ -170,7 +170,7 @@ def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, pla
     else:
         memory = {"gpu_memory_utilization": rollout.gpu_memory_utilization}
     if platform.name == "npu" and not rollout.enforce_eager:
-        memory["compilation_config"] = {"cudagraph_mode": NPU_GRAPHS}
+        memory["compilation_config"] = _npu_graphs()
     return LLM(
         model=model.path,
         dtype=model.dtype,
@@ -189,6 +189,10 @@ def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, pla
         seed=0,
         **memory,
     )
+
+
+def _npu_graphs() -> dict[str, str]:
+    return {"cudagraph_mode": NPU_GRAPHS}
 
 
 def _completion(choice: Any) -> Completion:
