@@ -27,7 +27,7 @@ if (($#)); then
 fi
 loop=tests/trainer/test_main_ppo.py
 run eager \
-  "$loop::test_twenty_cycles_of_ppo" "$loop::test_rollout_and_trainer_agree_on_npus" \
+  "$loop::test_many_cycles_of_ppo" "$loop::test_rollout_and_trainer_agree_on_npus" \
   "$loop::test_a_signal_ends_the_run_and_leaves_nothing_behind[ctrl_c]" \
   tests/engines/test_vllm_plugin.py tests/hybrid/test_reshard.py tests/engines/test_vllm_server.py \
   tests/hybrid/test_models.py tests/trainer/test_recipes.py tests/engines/test_sleep_scenarios.py \

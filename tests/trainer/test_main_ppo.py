@@ -32,6 +32,7 @@ SMALL = (
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_device=32",
     "critic.ppo_micro_batch_size_per_device=8",
 )
+CYCLES = 6 if DEVICE == "npu" else 20  # a simulated NPU is slow
 
 
 def arguments(output: Path, *overrides: str) -> list[str]:
@@ -93,13 +94,13 @@ def assert_nothing_left_in_shared_memory(before: set[str]) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_cycles_of_ppo(tmp_path: Path) -> None:
+def test_many_cycles_of_ppo(tmp_path: Path) -> None:
     output = tmp_path / "run"
     before = shared_memory()
     result = run(
         output,
-        "trainer.total_training_steps=20",
-        "trainer.test_freq=10",
+        f"trainer.total_training_steps={CYCLES}",
+        f"trainer.test_freq={CYCLES // 2}",
         # One optimizer step on each batch: ppo_kl of every step is then that of unchanged weights.
         "actor_rollout_ref.actor.ppo_mini_batch_size=16",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_device=16",
@@ -107,8 +108,12 @@ def test_twenty_cycles_of_ppo(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stdout + result.stderr + log_of(output)
     steps = metrics_of(output)
-    assert [step["step"] for step in steps] == list(range(21))
-    assert [step["step"] for step in steps if "val-core/digit_sequence/reward/mean@1" in step] == [0, 10, 20]
+    assert [step["step"] for step in steps] == list(range(CYCLES + 1))
+    assert [step["step"] for step in steps if "val-core/digit_sequence/reward/mean@1" in step] == [
+        0,
+        CYCLES // 2,
+        CYCLES,
+    ]
     first, trained = steps[1], steps[1:]
     assert abs(first["actor/ppo_kl"]) < 1e-6
     assert max(step["rollout_corr/logp_diff_max"] for step in trained) < 1e-3
@@ -125,7 +130,7 @@ def test_twenty_cycles_of_ppo(tmp_path: Path) -> None:
     assert "trainer and rollout engine compute the same function as loaded" in result.stdout
     assert "the same function after the reshard of step 1" in result.stdout
     assert "Where the time went" in result.stdout
-    assert "step 20/20" in result.stdout
+    assert f"step {CYCLES}/{CYCLES}" in result.stdout
     assert_nothing_left_in_shared_memory(before)
 
 
@@ -134,7 +139,7 @@ def _check_output_folder(output: Path) -> None:
     assert (output / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert list((output / "tensorboard").glob("events.out.tfevents.*"))
     rollouts = [json.loads(line) for path in (output / "rollouts").iterdir() for line in path.open()]
-    assert len(rollouts) == 20 * 16 * 4
+    assert len(rollouts) == CYCLES * 16 * 4
     assert {"prompt", "response", "ground_truth", "score", "step"} <= set(rollouts[0])
     assert not list(output.rglob("*.partial"))
     _check_saved_model(output / "model")
