@@ -19,7 +19,8 @@ cd "$root"
 run() {
   echo "test_npu_sim: ACLSIM_STREAM=$1"
   # A file's tests stay together, the longest files come first.
-  ACLSIM_STREAM=$1 .venv-npu/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "${@:2}"
+  ACLSIM_STREAM=$1 .venv-npu/bin/python -m pytest --timeout 600 --numprocesses 2 --dist loadfile \
+    --no-loadscope-reorder "${@:2}"
 }
 
 if (($#)); then
@@ -35,4 +36,4 @@ run eager \
   tests/hybrid/test_switch.py tests/workers/test_gradients.py tests/npu tests/aclsim
 run lazy \
   "$loop::test_other_ways_to_run[grpo-tp2-zero3-level2]" tests/engines/test_sleep_scenarios.py tests/npu tests/aclsim \
-  tests/allocator
+  tests/allocator --ignore tests/npu/test_installation.py --ignore tests/npu/test_model_operators.py
