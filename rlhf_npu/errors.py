@@ -29,6 +29,10 @@ class RewardError(RlhfNpuError, RuntimeError):
     """A reward function is missing, raised, or returned something that is not a finite number."""
 
 
+class ExtensionBuildError(RlhfNpuError, RuntimeError):
+    """DeepSpeed's collectives of the CPU could not be built."""
+
+
 class DeviceError(RlhfNpuError, RuntimeError):
     """The devices asked for are not there."""
 
@@ -45,8 +49,32 @@ class SwitchError(RlhfNpuError, RuntimeError):
     """A phase of the switch between generating and training failed; names the phase and the tags."""
 
 
+class PlanError(RlhfNpuError, ValueError):
+    """What is configured does not fit on a device.
+
+    Attributes:
+        stage, tag: the stage that bursts it, and the largest tag that is awake in it.
+        missing: bytes that are missing there.
+    """
+
+    def __init__(self, message: str, *, stage: str, tag: str, missing: int) -> None:
+        super().__init__(message)
+        self.stage, self.tag, self.missing = stage, tag, missing
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _plan_error, (str(self), self.stage, self.tag, self.missing)
+
+
+def _plan_error(message: str, stage: str, tag: str, missing: int) -> PlanError:
+    return PlanError(message, stage=stage, tag=tag, missing=missing)
+
+
 class ReshardError(RlhfNpuError, RuntimeError):
     """The rollout's weights are not the trainer's weights after a reshard."""
+
+
+class NoWeightsError(RlhfNpuError, RuntimeError):
+    """A rollout engine was to generate with weights that are nobody's: never sent, dropped, or sent in part."""
 
 
 class EngineMismatchError(RlhfNpuError, RuntimeError):

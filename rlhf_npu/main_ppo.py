@@ -7,13 +7,13 @@ from rlhf_npu.interrupts import exit_at_once
 if __name__ == "__main__":
     exit_at_once()  # before the imports below, which take a second, and those of the engines, which take many
 
-from rlhf_npu.config import PPOConfig, run_from_command_line
+from rlhf_npu.config import PPO, PPOConfig, run_from_command_line
 from rlhf_npu.installation import check_installation
 
 
 def main() -> None:
     """Compose the configuration from the command line and train."""
-    run_from_command_line("ppo", train)
+    run_from_command_line(PPO, train)
 
 
 def train(config: PPOConfig) -> None:

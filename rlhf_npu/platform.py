@@ -5,14 +5,19 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from rlhf_npu.errors import DeviceError
+
+RESET_PEAK_RESIDENT = "5"  # proc_pid_clear_refs(5)
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,39 @@ class Platform:
         devices = [] if self.name == "cpu" else [0]
         return torch.random.fork_rng(devices, device_type=self.name)
 
-    def max_memory_bytes(self) -> int:
-        """Peak bytes of this process: allocated on the device, or resident on the CPU."""
+    def held_bytes(self) -> int:
+        """Bytes that torch's allocator holds of the device, asleep or not; on the CPU the process's resident bytes."""
+        return resident_bytes() if self.name == "cpu" else int(getattr(torch, self.name).memory_reserved())
+
+    def peak_held_bytes(self) -> int:
+        """The most that `held_bytes` was since `reset_peak_held`."""
+        return _status_bytes("VmHWM") if self.name == "cpu" else int(getattr(torch, self.name).max_memory_reserved())
+
+    def reset_peak_held(self) -> None:
+        """Let `peak_held_bytes` begin anew; on a CPU whose kernel forbids it, it goes on from the process's start."""
         if self.name != "cpu":
-            return int(getattr(torch, self.name).max_memory_allocated())
-        return _status_bytes("VmHWM")
+            getattr(torch, self.name).reset_peak_memory_stats()
+            return
+        with suppress(PermissionError, FileNotFoundError):
+            Path("/proc/self/clear_refs").write_text(RESET_PEAK_RESIDENT)
+
+    def memory_bytes(self) -> int:
+        """Memory of one device, or of the machine on the CPU.
+
+        The driver is asked in a process of its own, since asking takes memory of the device for as long as a process
+        lives.
+
+        Raises:
+            DeviceError: it does not answer.
+        """
+        if self.name == "cpu":
+            return int(psutil.virtual_memory().total)
+        ask = f"import torch; print(torch.{self.name}.mem_get_info(0)[1])"
+        answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+        if answer.returncode:
+            reason = answer.stderr.strip().rpartition("\n")[2]
+            raise DeviceError(f"the {self.name} driver does not say how much memory a device has: {reason}")
+        return int(answer.stdout.split()[-1])
 
     def only_visible(self, number: int) -> dict[str, str]:
         """Variables that show a process the device of that number alone, and call it 0; none on the CPU."""

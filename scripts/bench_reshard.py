@@ -1,9 +1,10 @@
 """Measures how fast new weights reach the rollout engine: a dense model and a mixture of experts of as many bytes.
 
     python scripts/bench_reshard.py                           # sizes for a GPU or an NPU: about 5 GB each
+    python scripts/bench_reshard.py --ranks 2                 # ZeRO-3 over two devices, tensor parallel 2
     python scripts/bench_reshard.py --layers 2 --hidden 64    # for a CPU
 
-Each model is made with random weights and measured in a process of its own, beside a plain copy of as many bytes on the
+Each model is made with random weights and measured in processes of its own, beside a plain copy of as many bytes on the
 device. Prints a line a model, as JSON.
 """
 
@@ -26,18 +27,22 @@ import transformers
 
 from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
 from rlhf_npu.engines.models import load_policy
+from rlhf_npu.engines.process_group import join_process_group
 from rlhf_npu.engines.rollout import RolloutEngine
-from rlhf_npu.hybrid.reshard import Resharder
+from rlhf_npu.engines.trainer_engine import InferenceEngine
+from rlhf_npu.hybrid.resharding.reshard import Resharder
 from rlhf_npu.hybrid.same_function import compare_functions
 from rlhf_npu.platform import Platform, detect_platform
 from rlhf_npu.preflight.tiny_models import tokenizer
 from rlhf_npu.run_id import new_run_id
 from rlhf_npu.workers.environment import Rank, free_port, static_environment
+from rlhf_npu.workers.shared_memory import shared_memory_of
 
 BUCKET = 64 << 20
 VOCABULARY = 32000
 EXPERTS = 64
 HEAD = 32
+KINDS = ["dense", "mixture"]
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
@@ -45,47 +50,77 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=8, help="(%(default)s)")
     parser.add_argument("--hidden", type=int, default=2048, help="a multiple of 64 (%(default)s)")
+    parser.add_argument(
+        "--ranks", type=int, default=1, help="devices; several share the trainer's weights (%(default)s)"
+    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of models (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="reshards after the first (%(default)s)")
-    parser.add_argument("--measure", choices=("dense", "mixture"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.hidden < 64 or options.hidden % 64 or min(options.layers, options.repeats) < 1:
-        parser.error("--hidden must be a multiple of 64, --layers and --repeats at least 1")
+    if options.hidden < 64 or options.hidden % 64 or min(options.layers, options.repeats, options.ranks) < 1:
+        parser.error("--hidden must be a multiple of 64, --layers, --repeats and --ranks at least 1")
     if options.measure:
         measure(options)
         return
-    platform = detect_platform()
-    for kind in ("dense", "mixture"):
-        command = [sys.executable, __file__, *sys.argv[1:], "--measure", kind]
-        rank = static_environment(Rank.of(0, 1, 1), platform, new_run_id())
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        subprocess.run(command, env=os.environ | rank | meeting, check=True)
+    for kind in options.kinds:
+        with tempfile.TemporaryDirectory(prefix="rlhf_npu_model_") as folder:
+            save_model(kind, options, Path(folder))
+            measure_in_processes(kind, options.ranks, folder)
+
+
+def measure_in_processes(kind: str, ranks: int, folder: str) -> None:
+    """One process a rank; the first one prints."""
+    platform, run_id = detect_platform(), new_run_id()
+    command = [sys.executable, __file__, *sys.argv[1:], "--measure", kind, "--model", folder]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with shared_memory_of(run_id):
+        processes = [
+            subprocess.Popen(
+                command,
+                env=os.environ
+                | static_environment(Rank.of(rank, ranks, ranks), platform, run_id)
+                | meeting
+                | platform.only_visible(rank),
+            )
+            for rank in range(ranks)
+        ]
+        codes = [process.wait() for process in processes]
+        if any(codes):
+            sys.exit(1)
 
 
 def measure(options: argparse.Namespace) -> None:
     """Build both engines and reshard; prints what was seen."""
-    import deepspeed
-
     platform = detect_platform()
     platform.activate()
-    deepspeed.init_distributed(dist_backend=platform.dist_backend)
-    with tempfile.TemporaryDirectory(prefix="rlhf_npu_model_") as folder:
-        model = ModelConfig(path=save_model(options, Path(folder)), dtype="bfloat16")
-        data = DataConfig(
-            train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=64, max_response_length=32
-        )
-        rollout_config = RolloutConfig(
-            n=1, kv_cache_memory_gb=0.25, log_prob_micro_batch_size_per_device=1, gpu_memory_utilization=0.4
-        )
-        rollout = RolloutEngine(model, rollout_config, data, platform, [2])
-        policy = load_policy(model).to(platform.device())
+    join_process_group(platform)
+    model = ModelConfig(path=options.model, dtype="bfloat16")
+    data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=64, max_response_length=32)
+    rollout_config = RolloutConfig(
+        n=1,
+        kv_cache_memory_gb=0.25,
+        log_prob_micro_batch_size_per_device=1,
+        gpu_memory_utilization=0.4,
+        tensor_model_parallel_size=options.ranks,
+    )
+    rollout = RolloutEngine(model, rollout_config, data, platform, [2])
+    policy: Any = load_policy(model)
+    size = sum(parameter.nbytes for parameter in policy.parameters())
+    policy = InferenceEngine(
+        policy, zero_stage=3 if options.ranks > 1 else 0, dtype=model.dtype, platform=platform
+    ).module
+    policy = policy.module if options.ranks > 1 else policy
     resharder = Resharder(policy, rollout, BUCKET)
+    rehearsed = timed(platform, resharder.rehearse)
     first, *seconds = [timed(platform, resharder.reshard) for _ in range(1 + options.repeats)]
     report = compare_functions(policy, rollout, [list(range(3, 60))], temperature=1.0, response_length=8)
-    size = sum(parameter.nbytes for parameter in policy.parameters())
     result: dict[str, Any] = {
         "model": options.measure,
         "device": platform.name,
+        "ranks": options.ranks,
         "gb": size / 1e9,
+        "rehearsed_s": rehearsed,
         "first_s": first,
         "median_s": median(seconds),
         "slowest_s": max(seconds),
@@ -94,11 +129,12 @@ def measure(options: argparse.Namespace) -> None:
         "transformed_layers": len(rollout.transformations.transformed),
         "same_function": report.same,
     }
-    print(json.dumps(result), flush=True)
+    if os.environ["RANK"] == "0":
+        print(json.dumps(result), flush=True)
     rollout.shutdown()
 
 
-def save_model(options: argparse.Namespace, folder: Path) -> str:
+def save_model(kind: str, options: argparse.Namespace, folder: Path) -> None:
     """A Qwen3 whose layers have as many weights as those of the Qwen3-MoE with 64 experts."""
     hidden, expert = options.hidden, max(32, options.hidden * 3 // 8)
     shapes = {
@@ -111,7 +147,7 @@ def save_model(options: argparse.Namespace, folder: Path) -> str:
         "max_position_embeddings": 128,
         **IDS,
     }
-    if options.measure == "dense":
+    if kind == "dense":
         config: Any = transformers.Qwen3Config(**shapes, intermediate_size=EXPERTS * expert)
     else:
         config = transformers.Qwen3MoeConfig(
@@ -121,7 +157,6 @@ def save_model(options: argparse.Namespace, folder: Path) -> str:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 def timed(platform: Platform, work: Callable[[], Any]) -> float:

@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_npu.engines.vllm_plugin import SWITCH
+from rlhf_npu.sleep_mode.vllm_plugin import SWITCH
 
 GIB = 1 << 30
 PROMPTS = [{"prompt_token_ids": [1000 + number, *range(2000, 2032)]} for number in range(8)]

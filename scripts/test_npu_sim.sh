@@ -28,12 +28,12 @@ if (($#)); then
 fi
 loop=tests/trainer/test_main_ppo.py
 run eager \
-  "$loop::test_many_cycles_of_ppo" "$loop::test_rollout_and_trainer_agree_on_npus" \
+  "$loop::test_rollout_and_trainer_agree_on_npus" \
   "$loop::test_a_signal_ends_the_run_and_leaves_nothing_behind[ctrl_c]" \
-  tests/engines/test_vllm_plugin.py tests/hybrid/test_reshard.py tests/engines/test_vllm_server.py \
-  tests/hybrid/test_models.py tests/trainer/test_recipes.py tests/engines/test_sleep_scenarios.py \
+  tests/sleep_mode/test_vllm_plugin.py tests/hybrid/test_reshard.py tests/sleep_mode/test_vllm_server.py \
+  tests/hybrid/test_models.py tests/trainer/test_recipes.py tests/sleep_mode/test_sleep_scenarios.py \
   tests/engines/test_rollout.py::test_log_probs_are_those_of_the_distribution_that_is_sampled \
-  tests/workers/test_gradients.py tests/npu tests/aclsim
+  tests/roles/test_gradients.py tests/engines/test_trainer_states.py tests/npu tests/aclsim
 # tests/npu chooses the streams by itself.
 run lazy \
-  "$loop::test_other_ways_to_run[grpo-tp2-zero3-level2]" tests/engines/test_sleep_scenarios.py tests/aclsim tests/allocator
+  "$loop::test_other_ways_to_run[grpo-tp2-zero3-level2]" tests/sleep_mode/test_sleep_scenarios.py tests/aclsim tests/allocator

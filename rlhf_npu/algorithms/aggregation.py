@@ -21,6 +21,18 @@ def identity(tensor: Tensor) -> Tensor:
     return tensor
 
 
+Gather = Callable[[Tensor], Tensor]
+"""Joins one-dimensional tensors of equal length of all ranks, on each of them."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How this rank learns what the others have; as it stands, when there is one rank."""
+
+    all_reduce: AllReduce = identity
+    gather: Gather = identity
+
+
 @dataclass(frozen=True)
 class TokenLoss:
     """A loss for each token, before aggregation.
@@ -39,8 +51,8 @@ class BatchTotals:
     """What a mini-batch holds over all its micro-batches and ranks.
 
     Attributes:
-        tokens: response tokens.
-        sequences: sequences.
+        tokens: response tokens that are trained on.
+        sequences: sequences, those that nothing is trained on included.
         horizon: the longest response that is allowed, in tokens.
     """
 
@@ -78,6 +90,10 @@ def _token_mean(values: Tensor, mask: Tensor, totals: BatchTotals) -> Tensor:
     return masked_sum(values, mask) / totals.tokens
 
 
+def _token_sum(values: Tensor, mask: Tensor, totals: BatchTotals) -> Tensor:  # noqa: ARG001
+    return masked_sum(values, mask)
+
+
 def _seq_mean_token_sum(values: Tensor, mask: Tensor, totals: BatchTotals) -> Tensor:
     return masked_sum(values, mask) / totals.sequences
 
@@ -94,14 +110,15 @@ def _seq_mean_token_sum_norm(values: Tensor, mask: Tensor, totals: BatchTotals) 
 
 AGGREGATIONS: dict[str, Callable[[Tensor, Tensor, BatchTotals], Tensor]] = {
     "token-mean": _token_mean,
+    "token-sum": _token_sum,
     "seq-mean-token-sum": _seq_mean_token_sum,
     "seq-mean-token-mean": _seq_mean_token_mean,
     "seq-mean-token-sum-norm": _seq_mean_token_sum_norm,
 }
 """How token losses become one number: `token-mean` as in DAPO (Yu et al. 2025, arXiv 2503.14476, eq. 12),
-`seq-mean-token-mean` as in GRPO (Shao et al. 2024, arXiv 2402.03300, eq. 3), and `seq-mean-token-sum-norm`,
-which
-divides by a constant length, as in Dr. GRPO (Liu et al. 2025, arXiv 2503.20783, section 3.2)."""
+`seq-mean-token-mean` as in GRPO (Shao et al. 2024, arXiv 2402.03300, eq. 3), `seq-mean-token-sum-norm`, which
+divides by a constant length, as in Dr. GRPO (Liu et al. 2025, arXiv 2503.20783, section 3.2), and `token-sum`, which
+divides by nothing: the learning rate must then go with the size of the mini-batch."""
 
 
 def aggregate(values: Tensor, mask: Tensor, mode: str, totals: BatchTotals) -> Tensor:

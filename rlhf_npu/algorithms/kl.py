@@ -4,7 +4,7 @@ The estimators are Schulman's (2020, http://joschu.net/blog/kl-approx.html) of K
 tokens that the policy sampled. As a value, k1 and k3 are unbiased; k2 and k3 are never negative. As a loss
 they differ, because the gradient of an estimator is not an estimator of the gradient: for tokens sampled
 from the policy itself, k1's expected gradient is 0, k2's is that of KL(policy || reference), and k3's is
-that of KL(reference || policy).
+that of KL(reference || policy). So k1+ and k3+ have the value of k1 and k3 and the gradient of k2.
 """
 
 from __future__ import annotations
@@ -40,7 +40,38 @@ def k3(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
     return torch.expm1(difference) - difference
 
 
-KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+def absolute(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
+    """|log_prob - ref_log_prob|, (B, T): no estimate of the divergence, but a penalty on any difference."""
+    return (log_prob - ref_log_prob).abs()
+
+
+def k1_plus(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
+    """The value of `k1` with the gradient of `k2`, (B, T)."""
+    return _with_gradient_of_k2(k1, log_prob, ref_log_prob)
+
+
+def k3_plus(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
+    """The value of `k3` with the gradient of `k2`, (B, T)."""
+    return _with_gradient_of_k2(k3, log_prob, ref_log_prob)
+
+
+KLEstimator = Callable[[Tensor, Tensor], Tensor]
+
+
+def _with_gradient_of_k2(value: KLEstimator, log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
+    gradient = k2(log_prob, ref_log_prob)
+    return value(log_prob, ref_log_prob).detach() + (gradient - gradient.detach())
+
+
+KL_ESTIMATORS: dict[str, KLEstimator] = {
+    "k1": k1,
+    "k2": k2,
+    "k3": k3,
+    "abs": absolute,
+    "k1+": k1_plus,
+    "k3+": k3_plus,
+}
+"""The values of `algorithm.kl_penalty` and `actor.kl_loss_type`."""
 
 
 class KLController(Protocol):

@@ -11,9 +11,37 @@ from torch import Tensor
 
 from rlhf_npu.algorithms.aggregation import masked_sum
 from rlhf_npu.algorithms.kl import k3
+from rlhf_npu.algorithms.token_ratios import ratio_of
 
-SUMS = ("tokens", "sequences", "kl", "k3_kl", "log_ppl_diff", "probs_diff", "logp_diff")
+SUMS = (
+    "tokens",
+    "sequences",
+    "kl",
+    "k3_kl",
+    "log_ppl_diff",
+    "log_ppl_abs_diff",
+    "training_log_ppl",
+    "rollout_log_ppl",
+    "training_ppl",
+    "rollout_ppl",
+    "ppl_ratio",
+    "chi2_token",
+    "chi2_seq",
+    "probs_diff",
+    "logp_diff",
+)
 MAXIMA = ("probs_diff_max", "logp_diff_max")
+_OF_TOKENS = ("kl", "k3_kl", "chi2_token")
+_OF_SEQUENCES = (
+    "log_ppl_diff",
+    "log_ppl_abs_diff",
+    "training_log_ppl",
+    "rollout_log_ppl",
+    "training_ppl",
+    "rollout_ppl",
+    "ppl_ratio",
+    "chi2_seq",
+)
 
 
 @torch.no_grad()
@@ -29,35 +57,57 @@ def rollout_mismatch(rollout_log_probs: Tensor, old_log_probs: Tensor, mask: Ten
     rollout, old = (x.masked_fill(~tokens, 0) for x in (rollout_log_probs, old_log_probs))
     logp_diff = (rollout - old).abs()
     probs_diff = (rollout.exp() - old.exp()).abs()
-    lengths = tokens.sum(1)
     return {
         "tokens": tokens.sum().to(old),
-        "sequences": (lengths > 0).sum().to(old),
         "kl": (rollout - old).sum(),
         "k3_kl": masked_sum(k3(rollout, old), mask),
-        "log_ppl_diff": ((rollout - old).sum(1) / lengths.clamp(min=1)).sum(),
+        "chi2_token": _chi2(old - rollout).sum(),
         "probs_diff": probs_diff.sum(),
         "logp_diff": logp_diff.sum(),
         "probs_diff_max": probs_diff.max(),
         "logp_diff_max": logp_diff.max(),
+        **_of_sequences(rollout, old, tokens),
     }
 
 
-def mismatch_metrics(reduced: dict[str, Tensor]) -> dict[str, float]:
-    """Metrics `rollout_corr/*` from the reduced scalars.
+def _of_sequences(rollout: Tensor, old: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    lengths = tokens.sum(1)
+    some = lengths > 0
+    rollout_log_ppl, training_log_ppl = (-x.sum(1)[some] / lengths[some] for x in (rollout, old))
+    difference = training_log_ppl - rollout_log_ppl
+    return {
+        "sequences": some.sum().to(old),
+        "log_ppl_diff": difference.sum(),
+        "log_ppl_abs_diff": difference.abs().sum(),
+        "training_log_ppl": training_log_ppl.sum(),
+        "rollout_log_ppl": rollout_log_ppl.sum(),
+        "training_ppl": ratio_of(training_log_ppl).sum(),
+        "rollout_ppl": ratio_of(rollout_log_ppl).sum(),
+        "ppl_ratio": ratio_of(difference).sum(),
+        "chi2_seq": _chi2((old - rollout).sum(1)[some]).sum(),
+    }
 
-    `kl` (k1) and `k3_kl` estimate KL(rollout || trainer) a token, `log_ppl_diff` is the mean over responses
-    of the trainer's log-perplexity less the rollout's, and `probs_diff`, `logp_diff` are absolute
-    differences of a token's probability and log-probability.
+
+def _chi2(log_ratio: Tensor) -> Tensor:
+    """ratio^2 - 1, whose mean over what the rollout sampled is the chi-squared divergence."""
+    return ratio_of(log_ratio).square() - 1
+
+
+def mismatch_metrics(reduced: dict[str, Tensor]) -> dict[str, float]:
+    """Metrics `rollout_corr/*` from the reduced scalars, by verl's names where it has them.
+
+    `kl` (k1) and `k3_kl` estimate KL(rollout || trainer) a token, `chi2_token` and `chi2_seq` the chi-squared
+    divergence of the trainer from the rollout, of tokens and of responses; `probs_diff`, `logp_diff` are absolute
+    differences of a token's probability and log-probability. The others are means over responses: perplexities and
+    their logarithms, the log-perplexity of the trainer less that of the rollout (`log_ppl_diff`), and their ratio
+    (`ppl_ratio`).
     """
     tokens, sequences = (max(1.0, float(reduced[name])) for name in ("tokens", "sequences"))
-    means = {name: float(reduced[name]) / tokens for name in ("kl", "k3_kl", "probs_diff", "logp_diff")}
     return {
-        "rollout_corr/kl": means["kl"],
-        "rollout_corr/k3_kl": means["k3_kl"],
-        "rollout_corr/log_ppl_diff": float(reduced["log_ppl_diff"]) / sequences,
-        "rollout_corr/probs_diff_mean": means["probs_diff"],
+        **{f"rollout_corr/{name}": float(reduced[name]) / tokens for name in _OF_TOKENS},
+        **{f"rollout_corr/{name}": float(reduced[name]) / sequences for name in _OF_SEQUENCES},
+        "rollout_corr/probs_diff_mean": float(reduced["probs_diff"]) / tokens,
         "rollout_corr/probs_diff_max": float(reduced["probs_diff_max"]),
-        "rollout_corr/logp_diff_mean": means["logp_diff"],
+        "rollout_corr/logp_diff_mean": float(reduced["logp_diff"]) / tokens,
         "rollout_corr/logp_diff_max": float(reduced["logp_diff_max"]),
     }

@@ -29,3 +29,19 @@ def penalize_kl(token_scores: Tensor, kl: Tensor, mask: Tensor, coef: float) -> 
     The reward of Ziegler et al. 2019 (arXiv 1909.08593, eq. 2), its KL term spread over the tokens.
     """
     return (token_scores - coef * kl).masked_fill(mask == 0, 0)
+
+
+def overlong_penalties(lengths: Tensor, longest: int, buffer: int, factor: float) -> Tensor:
+    """What a response's reward loses for its length (DAPO's soft overlong punishment, arXiv 2503.14476, eq. 13).
+
+    Nothing up to longest - buffer tokens, from there on linearly to -factor at `longest` tokens.
+
+    Args:
+        lengths: (B,) tokens of the responses.
+        longest: tokens of a response at most.
+        buffer: tokens over which the penalty rises, at least 1.
+
+    Returns:
+        (B,) float32, at most 0.
+    """
+    return -factor * ((lengths.float() - (longest - buffer)) / buffer).clamp(0, 1)

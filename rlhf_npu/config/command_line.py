@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -20,7 +20,8 @@ from rlhf_npu.config import help_page
 from rlhf_npu.config.compose import HYDRA_VERSION_BASE, checked, config_folder
 from rlhf_npu.config.explain import explain
 from rlhf_npu.config.overrides import as_hydra_takes_them
-from rlhf_npu.config.ppo import PPOConfig
+from rlhf_npu.config.root import RootConfig
+from rlhf_npu.config.schema import Schema
 from rlhf_npu.config.streams import use_lasting_streams
 from rlhf_npu.config.sweep import RefusedSweep
 from rlhf_npu.edges import one_line, printable
@@ -30,8 +31,8 @@ BUG, BAD_INPUT = 1, 2
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-def run_from_command_line(config_name: str, job: Callable[[PPOConfig], None]) -> None:
-    """Composes the configuration from `sys.argv`, checks it, and calls `job` with it.
+def run_from_command_line(schema: Schema, job: Callable[[Any], None]) -> None:
+    """Composes the configuration of `schema` from `sys.argv`, checks it, and calls `job` with it.
 
     Hydra's flags work (`--help`, `--cfg job`, `--info`, `--config-dir`, `--multirun`). An `RlhfNpuError`
     ends the process with status 2 and a message on stderr; any other error of `job` is a fault of this program and
@@ -42,7 +43,7 @@ def run_from_command_line(config_name: str, job: Callable[[PPOConfig], None]) ->
     def task(composed: DictConfig) -> None:
         _set_environment(FULL_ERROR, full_error)
         with _one_line_errors(full_error == "1"):
-            config = _checked(composed, overrides, folders)
+            config = _checked(composed, overrides, folders, schema)
             try:
                 job(config)
             except RlhfNpuError:
@@ -53,13 +54,13 @@ def run_from_command_line(config_name: str, job: Callable[[PPOConfig], None]) ->
                 _exit_with_bug(error)
 
     use_lasting_streams()
-    help_page.register()
+    help_page.register(schema)
     with _one_line_errors(full_error == "1"):
-        overrides, folders = _read_arguments()
+        overrides, folders = _read_arguments(schema)
         _set_environment(FULL_ERROR, "1")  # so that Hydra raises what it would print in its own words
         try:
             with _folder_of_sweep():
-                hydra.main(str(config_folder()), config_name, HYDRA_VERSION_BASE)(task)()
+                hydra.main(str(config_folder()), schema.name, HYDRA_VERSION_BASE)(task)()
         except RlhfNpuError:
             raise
         except RefusedSweep as refused:
@@ -67,18 +68,18 @@ def run_from_command_line(config_name: str, job: Callable[[PPOConfig], None]) ->
         except Exception as error:
             if full_error == "1":
                 raise
-            raise explain(error, overrides, folders) from None
+            raise explain(error, overrides, folders, schema) from None
         finally:
             _set_environment(FULL_ERROR, full_error)
 
 
-def _checked(composed: DictConfig, overrides: list[str], folders: list[Path]) -> PPOConfig:
+def _checked(composed: DictConfig, overrides: list[str], folders: list[Path], schema: Schema) -> RootConfig:
     try:
         return checked(composed)
     except RlhfNpuError:
         raise
     except Exception as error:  # noqa: BLE001  # what resolving an interpolation raises
-        raise explain(error, overrides, folders) from None
+        raise explain(error, overrides, folders, schema) from None
 
 
 @contextmanager
@@ -93,7 +94,7 @@ def _folder_of_sweep() -> Iterator[None]:
         yield
 
 
-def _read_arguments() -> tuple[list[str], list[Path]]:
+def _read_arguments(schema: Schema) -> tuple[list[str], list[Path]]:
     """The overrides, and the folders in which Hydra looks for YAML files and groups.
 
     Puts `sys.argv` in the order that Hydra can parse: flags, then overrides. A recipe's overrides come
@@ -107,7 +108,7 @@ def _read_arguments() -> tuple[list[str], list[Path]]:
         # Hydra takes a relative path from the folder of the calling file; a user means the current one.
         primary = Path(arguments.config_path).absolute()
         flags += ["--config-path", str(primary)]
-    sys.argv[1:] = [*flags, *as_hydra_takes_them(overrides)]
+    sys.argv[1:] = [*flags, *as_hydra_takes_them(overrides, schema)]
     extra = [Path(arguments.config_dir).absolute()] if arguments.config_dir else []
     return overrides, [primary, *extra]
 

@@ -7,33 +7,33 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlhf_npu.config.keys import Leaf, leaves, spell
-from rlhf_npu.config.ppo import PPOConfig
+from rlhf_npu.config.keys import Leaf, spell
+from rlhf_npu.config.schema import Schema
 
 RESOLVER = "key_reference"
 MEANING_COLUMN = 58
 
 
-def register() -> None:
-    """Makes `${key_reference:}` known, which configs/hydra/help/rlhf_npu.yaml uses."""
-    OmegaConf.register_new_resolver(RESOLVER, _reference, replace=True)
+def register(schema: Schema) -> None:
+    """Makes `${key_reference:}` known, which the pages in configs/hydra/help use."""
+
+    def reference(*, _root_: DictConfig) -> str:
+        # The page goes through string.Template, where a dollar sign is written twice.
+        return key_reference(_root_, schema).replace("$", "$$")
+
+    OmegaConf.register_new_resolver(RESOLVER, reference, replace=True)
 
 
-def key_reference(composed: DictConfig) -> str:
+def key_reference(composed: DictConfig, schema: Schema) -> str:
     """All keys as YAML, each with its value and its meaning."""
     lines: list[str] = []
     open_nodes: list[str] = []
-    for leaf in leaves(PPOConfig):
+    for leaf in schema.leaves.values():
         nodes = leaf.key.split(".")[:-1]
         lines += _node_lines(open_nodes, nodes)
         lines.append(_leaf_line(leaf, len(nodes), _value(composed, leaf.key)))
         open_nodes = nodes
     return "\n".join(lines)
-
-
-def _reference(*, _root_: DictConfig) -> str:
-    # The page goes through string.Template, where a dollar sign is written twice.
-    return key_reference(_root_).replace("$", "$$")
 
 
 def _node_lines(before: list[str], nodes: list[str]) -> Iterator[str]:

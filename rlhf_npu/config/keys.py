@@ -83,6 +83,7 @@ NOT_NEGATIVE = Range(at_least=0)
 SEED = Range(at_least=0, at_most=2**63 - 1)
 LARGEST_COUNT = 2**31 - 1
 FRACTION = Range(at_least=0, at_most=1)
+GIBIBYTES = Range(above=0, at_most=1 << 20)
 
 
 def key(
@@ -90,6 +91,7 @@ def key(
     default: Any = MISSING,
     *,
     choices: tuple[Any, ...] = (),
+    words: tuple[str, ...] = (),
     within: Range | None = None,
     elsewhere: dict[str, str] | None = None,
     path: bool = False,
@@ -100,11 +102,19 @@ def key(
         meaning: one line for `--help`, with the unit.
         default: the only place where it is written; left out where the YAML sets the value.
         choices: the values allowed, for the value itself or for each item of a list.
+        words: what a number may be instead.
         within: the bounds, for the value itself or for each item of a list.
         elsewhere: what other libraries call a choice, to the choice's name here.
         path: whether it, or each item of a list, is a file or folder; `~` is then the home folder.
     """
-    metadata = {"meaning": meaning, "choices": choices, "within": within, "elsewhere": elsewhere or {}, "path": path}
+    metadata = {
+        "meaning": meaning,
+        "choices": choices,
+        "words": words,
+        "within": within,
+        "elsewhere": elsewhere or {},
+        "path": path,
+    }
     if isinstance(default, (list, dict)):
         return field(default_factory=_copier(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -174,11 +184,13 @@ def _leaf_problems(name: str, value: Any, metadata: Any) -> list[Problem]:
 
 
 def _item_problem(name: str, value: Any, item: Any, metadata: Any) -> Problem | None:
-    choices, within = metadata["choices"], metadata["within"]
+    choices, words, within = metadata["choices"], metadata["words"], metadata["within"]
     if choices and item not in choices:
         allowed = ", ".join(map(spell, choices))
         hint = did_you_mean(metadata["elsewhere"].get(item) or nearest_choice(item, choices))
         return Problem(name, value, f"must be one of {allowed}{hint}")
+    if words and isinstance(item, str):
+        return None if item in words else Problem(name, value, f"must be {' or '.join(words)}, or a number {within}")
     if within is not None and not within.holds(item):
         return Problem(name, value, f"must be {within}")
     if within is not SEED and isinstance(item, int) and item > LARGEST_COUNT:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
 REF = "actor_rollout_ref.ref"
@@ -9,6 +11,8 @@ _CLIP = f"{ACTOR}.clip_ratio_low and {ACTOR}.clip_ratio_high"
 _ACTOR_ZERO = f"{ACTOR}.zero_stage"
 _EPOCHS = f"{ACTOR}.ppo_epochs and critic.ppo_epochs"
 _LENGTHS = "data.max_prompt_length and data.max_response_length"
+_CORRECTION = "algorithm.rollout_correction"
+_LOSS_MODE = f"{ACTOR}.policy_loss.loss_mode"
 _WARMUP = f"{ACTOR}.optim.lr_warmup_steps, which counts optimizer steps"
 
 FROM_VERL = {
@@ -57,6 +61,16 @@ FROM_VERL = {
     f"{REF}.strategy": f"{REF}.zero_stage",
     "reward.custom_reward_function.path": "reward.function=path/to/file.py:name",
     "reward.custom_reward_function.name": "reward.function=path/to/file.py:name",
+    "reward_model.overlong_buffer": "reward.overlong_buffer",
+    "reward_model.reward_kwargs.overlong_buffer_cfg": "reward.overlong_buffer",
+    "reward.reward_kwargs.overlong_buffer_cfg": "reward.overlong_buffer",
+    f"{ACTOR}.tis_imp_ratio_cap": f"{_CORRECTION}.rollout_is_threshold, with {_CORRECTION}.rollout_is=token",
+    "algorithm.rollout_is": f"{_CORRECTION}.rollout_is",
+    "algorithm.rollout_is_level": f"{_CORRECTION}.rollout_is",
+    "algorithm.rollout_is_threshold": f"{_CORRECTION}.rollout_is_threshold",
+    "algorithm.rollout_is_threshold_lower": f"{_CORRECTION}.rollout_is_threshold_lower",
+    f"{ACTOR}.policy_loss.tau_pos": f"{ACTOR}.tau_pos",
+    f"{ACTOR}.policy_loss.tau_neg": f"{ACTOR}.tau_neg",
 }
 
 FROM_TRL = {
@@ -75,7 +89,15 @@ FROM_TRL = {
     "beta": f"{ACTOR}.use_kl_loss and {ACTOR}.kl_loss_coef",
     "epsilon": _CLIP,
     "epsilon_high": f"{ACTOR}.clip_ratio_high",
-    "loss_type": f"{ACTOR}.loss_agg_mode",
+    "loss_type": f"{ACTOR}.loss_agg_mode and {_LOSS_MODE}",
+    "importance_sampling_level": f"{_LOSS_MODE}=gspo",
+    "delta": f"{ACTOR}.clip_ratio_c",
+    "sapo_temperature_pos": f"{ACTOR}.tau_pos",
+    "sapo_temperature_neg": f"{ACTOR}.tau_neg",
+    "mask_truncated_completions": "algorithm.mask_truncated_completions",
+    "vllm_importance_sampling_correction": f"{_CORRECTION}.rollout_is",
+    "vllm_importance_sampling_mode": f"{_CORRECTION}.rollout_is",
+    "vllm_importance_sampling_cap": f"{_CORRECTION}.rollout_is_threshold",
     "scale_rewards": "algorithm.norm_adv_by_std_in_grpo",
     "vllm_gpu_memory_utilization": f"{ROLLOUT}.gpu_memory_utilization",
     "vllm_tensor_parallel_size": f"{ROLLOUT}.tensor_model_parallel_size",
@@ -91,7 +113,8 @@ FROM_TRL = {
     "vllm_enable_sleep_mode": f"{ROLLOUT}.sleep_level",
     "vllm_max_model_length": _LENGTHS,
     "vllm_max_model_len": _LENGTHS,
-    "reward_funcs": "reward.function",
+    "reward_funcs": "reward.function, or several in reward.functions",
+    "reward_weights": "reward.weights",
     "run_name": "trainer.experiment_name",
     "project": "trainer.project_name",
     "data_seed": "data.seed",
@@ -138,6 +161,13 @@ FROM_OPENRLHF = {
     "l2": f"{ACTOR}.optim.weight_decay",
     "eps_clip_low_high": _CLIP,
     "dual_clip": f"{ACTOR}.clip_ratio_c",
+    "policy_loss_type": _LOSS_MODE,
+    "remote_rm_url": "reward.function=http://host:port/path",
+    "dynamic_filtering": "algorithm.filter_groups.enable",
+    "overlong_buffer_len": "reward.overlong_buffer.len",
+    "overlong_penalty_factor": "reward.overlong_buffer.penalty_factor",
+    "enable_vllm_is_correction": f"{_CORRECTION}.rollout_is",
+    "vllm_is_truncated_threshold": f"{_CORRECTION}.rollout_is_threshold",
     "entropy_loss_coef": f"{ACTOR}.entropy_coeff",
     "kl_estimator": f"{ACTOR}.kl_loss_type and algorithm.kl_penalty",
     "input_key": "data.prompt_key",
@@ -159,14 +189,13 @@ _WHOLE = "every weight is trained"
 _CHECKPOINT = "a run saves its model (trainer.save_freq) and starts from one (actor_rollout_ref.model.path)"
 _TEMPLATE = "a chat template gets the messages alone: change the model folder's chat_template, or give prompts as text"
 _TEXT = "prompts are text"
-_ONE_FUNCTION = "one function scores responses: combine rewards inside reward.function"
 _IN_PROCESS = "vLLM runs in the trainer's processes, one engine for tensor_model_parallel_size devices"
 _SHARED = "all models share all devices and take turns"
-_PREFERENCES = "there is no training on preferences"
-_CLIPPED = "the policy loss is PPO's clipped one: clip_ratio_low, clip_ratio_high, clip_ratio_c"
+_PREFERENCES = "rlhf_npu.main_dpo trains on preferences"
 _ZERO = "DeepSpeed ZeRO shards the models: zero_stage; what sleeps leaves the device by itself"
+_OFFLOAD = "hybrid.plan decides what sleeps, on the host or not at all: auto as little as fits, offload all that can"
 _DENSE = "models are cut by ZeRO (zero_stage) in training and by tensor_model_parallel_size in generating"
-_MEASURED = "how far the rollout is from the trainer is measured, not corrected: rollout_corr/* in the metrics"
+_RECOMPUTED = "old log-probabilities are always the trainer's own, and the loss is actor.policy_loss's"
 _FIXED = "it is decided here"
 _WRITTEN = "all prompts, responses and scores are written to rollouts/ and validation/ in the output folder"
 
@@ -286,11 +315,11 @@ NOT_HERE: dict[str, tuple[str, str]] = {
     "ds_tensor_parallel_size": ("OpenRLHF", _DENSE),
     "deepspeed": ("TRL", _ZERO),
     "fsdp": ("TRL", _ZERO),
-    "param_offload": ("verl", _ZERO),
-    "optimizer_offload": ("verl", _ZERO),
-    "grad_offload": ("verl", _ZERO),
-    "offload_policy": ("verl", _ZERO),
-    "adam_offload": ("OpenRLHF", _ZERO),
+    "param_offload": ("verl", _OFFLOAD),
+    "optimizer_offload": ("verl", _OFFLOAD),
+    "grad_offload": ("verl", _OFFLOAD),
+    "offload_policy": ("verl", _OFFLOAD),
+    "adam_offload": ("OpenRLHF", _OFFLOAD),
     "zpg": ("OpenRLHF", _ZERO),
     "overlap_comm": ("OpenRLHF", _ZERO),
     "ds3_gather_for_generation": ("TRL", "weights are gathered bucket by bucket: rollout.reshard_bucket_mb"),
@@ -299,13 +328,7 @@ NOT_HERE: dict[str, tuple[str, str]] = {
     "optim.num_cycles": ("verl", "cosine goes down once"),
     "optim.total_training_steps": ("verl", "a schedule is as long as the run"),
     "optim.optimizer": ("verl", "AdamW is the optimizer"),
-    "policy_loss": ("verl", _CLIPPED),
-    "importance_sampling_level": ("TRL", _CLIPPED),
-    "delta": ("TRL", _CLIPPED),
-    "sapo_temperature_pos": ("TRL", _CLIPPED),
-    "sapo_temperature_neg": ("TRL", _CLIPPED),
-    "top_entropy_quantile": ("TRL", _CLIPPED),
-    "mask_truncated_completions": ("TRL", "a reward function is told whether a response ended by itself: `finished`"),
+    "top_entropy_quantile": ("TRL", "all response tokens are trained on, whatever their entropy"),
     "vf_coef": ("TRL", "actor and critic have losses and optimizers of their own: critic.optim.lr"),
     "ptx_coef": ("OpenRLHF", "there is no pre-training loss beside the policy loss"),
     "pretrain_data": ("OpenRLHF", "there is no pre-training loss beside the policy loss"),
@@ -318,25 +341,19 @@ NOT_HERE: dict[str, tuple[str, str]] = {
     "generation_batch_size": ("TRL", "data.train_batch_size prompts are generated and trained a step"),
     "vllm_generate_batch_size": ("OpenRLHF", "data.train_batch_size prompts are generated and trained a step"),
     "per_device_eval_batch_size": ("TRL", "held-out prompts are answered all at once"),
-    "rollout_correction": ("verl", _MEASURED),
-    "rollout_is": ("verl", _MEASURED),
-    "tis_imp_ratio_cap": ("verl", _MEASURED),
-    "vllm_importance_sampling_correction": ("TRL", _MEASURED),
-    "vllm_importance_sampling_cap": ("TRL", _MEASURED),
-    "enable_vllm_is_correction": ("OpenRLHF", _MEASURED),
-    "filter_groups": ("verl", "every prompt of a step is trained on"),
-    "dynamic_filtering": ("OpenRLHF", "every prompt of a step is trained on"),
+    "bypass_mode": ("verl", _RECOMPUTED),
+    "rollout_correction.loss_type": ("verl", _RECOMPUTED),
+    "gen_batch_size": ("verl", "each round of algorithm.filter_groups generates data.train_batch_size prompts"),
     "use_pf_ppo": ("verl", "every response of a step is trained on"),
     "pf_ppo": ("verl", "every response of a step is trained on"),
     # rewards
     "reward_model": ("verl", "a reward function scores the responses: reward.function"),
     "reward_pretrain": ("OpenRLHF", "a reward function scores the responses: reward.function"),
     "reward_model_path": ("TRL", "a reward function scores the responses: reward.function"),
-    "reward_manager": ("verl", "each response is scored by reward.function"),
+    "reward_manager": ("verl", "the arguments that reward.function takes say whether it scores one response or all"),
     "launch_reward_fn_async": ("verl", "rewards are taken before training begins"),
-    "sandbox_fusion": ("verl", "reward.function may call a service by itself"),
-    "reward_weights": ("TRL", _ONE_FUNCTION),
-    "multi_objective_aggregation": ("TRL", _ONE_FUNCTION),
+    "sandbox_fusion": ("verl", "reward.function may be a service, or call one by itself"),
+    "multi_objective_aggregation": ("TRL", "rewards are summed with reward.weights, then compared"),
     "normalize_reward": (
         "OpenRLHF",
         "rewards are used as they are; advantages are whitened: algorithm.whiten_advantages",
@@ -344,7 +361,6 @@ NOT_HERE: dict[str, tuple[str, str]] = {
     "whiten_rewards": ("TRL", "rewards are used as they are; advantages are whitened: algorithm.whiten_advantages"),
     "reward_clip_range": ("OpenRLHF", "rewards are used as they are: clip inside reward.function"),
     "missing_eos_penalty": ("TRL", "a reward function is told whether a response ended by itself: `finished`"),
-    "overlong_buffer_len": ("OpenRLHF", "a reward function is told whether a response ended by itself: `finished`"),
     # data
     "reward_fn_key": ("verl", "the field is called data_source"),
     "label_key": ("OpenRLHF", "the right answer is reward_model.ground_truth"),
@@ -413,18 +429,18 @@ NOT_HERE: dict[str, tuple[str, str]] = {
 NAMES_HERE = {**FROM_VERL, **FROM_TRL, **FROM_OPENRLHF}
 
 
-def name_here(key: str) -> str | None:
+def name_here(key: str, names: Mapping[str, str] = NAMES_HERE) -> str | None:
     """What a key known from another library is called here; a key below a known one counts as that one."""
     parts = key.split(".")
     prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((NAMES_HERE[prefix] for prefix in prefixes if prefix in NAMES_HERE), None)
+    return next((names[prefix] for prefix in prefixes if prefix in names), None)
 
 
-def why_not_here(key: str) -> str | None:
+def why_not_here(key: str, absent: Mapping[str, tuple[str, str]] = NOT_HERE) -> str | None:
     """Whose a key is that does not exist here, and why it does not or what does its work."""
     path = f".{key}."
-    inside = [name for name in NOT_HERE if f".{name}." in path]
+    inside = [name for name in absent if f".{name}." in path]
     if not inside:
         return None
-    libraries, reason = NOT_HERE[min(inside, key=lambda name: path.index(f".{name}."))]
+    libraries, reason = absent[min(inside, key=lambda name: path.index(f".{name}."))]
     return f"it is a key of {libraries} and does not exist here: {reason}"

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from rlhf_npu.config.actor_rollout_ref import ActorRolloutRefConfig
-from rlhf_npu.config.algorithm import AlgorithmConfig
+from rlhf_npu.config.algorithm import OF_GROUPS, AlgorithmConfig
 from rlhf_npu.config.batch_math import KEYS_OF_A_BATCH, BatchMath
 from rlhf_npu.config.critic import CriticConfig
 from rlhf_npu.config.data import DataConfig
-from rlhf_npu.config.keys import ConfigNode, Leaf, Problem, leaves
+from rlhf_npu.config.hybrid import HybridConfig
+from rlhf_npu.config.keys import Problem
+from rlhf_npu.config.policy_loss import OF_PAIRS, OF_SEQUENCES
 from rlhf_npu.config.reward import RewardConfig
-from rlhf_npu.config.trainer import TrainerConfig
+from rlhf_npu.config.root import RootConfig, problem_list
+from rlhf_npu.config.trainer import PPOTrainerConfig
 from rlhf_npu.errors import ConfigError
 
 
 @dataclass
-class PPOConfig(ConfigNode):
+class PPOConfig(RootConfig):
     """A run: PPO with a critic, or GRPO without."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -25,7 +28,8 @@ class PPOConfig(ConfigNode):
     critic: CriticConfig = field(default_factory=CriticConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    hybrid: HybridConfig = field(default_factory=HybridConfig)
+    trainer: PPOTrainerConfig = field(default_factory=PPOTrainerConfig)
 
     @property
     def has_critic(self) -> bool:
@@ -35,7 +39,8 @@ class PPOConfig(ConfigNode):
     @property
     def has_reference(self) -> bool:
         """Whether a frozen copy of the policy is built."""
-        return self.actor_rollout_ref.actor.use_kl_loss or self.algorithm.use_kl_in_reward
+        actor = self.actor_rollout_ref.actor
+        return actor.use_kl_loss or actor.policy_loss.loss_mode in OF_PAIRS or self.algorithm.use_kl_in_reward
 
     @property
     def batch_math(self) -> BatchMath:
@@ -70,17 +75,75 @@ class PPOConfig(ConfigNode):
         self.freeze()
 
     def relations(self) -> Iterator[Problem]:
-        if self.algorithm.adv_estimator == "grpo" and self.actor_rollout_ref.rollout.n == 1:
-            right = "algorithm.adv_estimator=grpo compares a prompt's responses, so it needs at least 2"
-            yield Problem("actor_rollout_ref.rollout.n", 1, right)
-        if self.trainer.critic_warmup and not self.has_critic:
-            right = "there is no critic to warm up with algorithm.adv_estimator=grpo; set 0"
-            yield Problem("trainer.critic_warmup", self.trainer.critic_warmup, right)
-
+        yield from self._estimator_problems()
+        buffer, longest = self.reward.overlong_buffer.len, self.data.max_response_length
+        if buffer > longest:
+            yield Problem("reward.overlong_buffer.len", buffer, f"must be at most data.max_response_length={longest}")
         for name, stage in self._zero_stages().items():
             if stage == 0 and self.actor_rollout_ref.model.dtype == "bfloat16":
                 right = "in bfloat16 DeepSpeed's stage 0 does not take the steps that fp32 or stages 1 to 3 take; set 1"
                 yield Problem(name, stage, right)
+
+    def _estimator_problems(self) -> Iterator[Problem]:
+        estimator = self.algorithm.adv_estimator
+        if estimator in OF_GROUPS and self.actor_rollout_ref.rollout.n == 1:
+            right = f"algorithm.adv_estimator={estimator} compares a prompt's responses, so it needs at least 2"
+            yield Problem("actor_rollout_ref.rollout.n", 1, right)
+        if self.algorithm.filter_groups.enable:
+            yield from self._filter_problems()
+        if self.actor_rollout_ref.actor.policy_loss.loss_mode in OF_PAIRS:
+            yield from self._pair_problems()
+        if self.trainer.critic_warmup and not self.has_critic:
+            right = f"there is no critic to warm up with algorithm.adv_estimator={estimator}; set 0"
+            yield Problem("trainer.critic_warmup", self.trainer.critic_warmup, right)
+
+    def _filter_problems(self) -> Iterator[Problem]:
+        key = "algorithm.filter_groups.enable"
+        if self.actor_rollout_ref.rollout.n == 1:
+            yield Problem(key, True, "compares a prompt's responses, so actor_rollout_ref.rollout.n must be at least 2")
+        if self.algorithm.adv_estimator == "remax":
+            yield Problem(key, True, "remax compares with a greedy response, whatever the others are; set false")
+
+    def _pair_problems(self) -> Iterator[Problem]:
+        policy, correction = self.actor_rollout_ref, self.algorithm.rollout_correction
+        mode, micro = policy.actor.policy_loss.loss_mode, policy.actor.ppo_micro_batch_size_per_device
+        if policy.rollout.n != 2:
+            right = f"policy_loss.loss_mode={mode} compares the two responses to a prompt; set 2"
+            yield Problem("actor_rollout_ref.rollout.n", policy.rollout.n, right)
+        if micro % 2:
+            right = (
+                f"policy_loss.loss_mode={mode} needs both responses to a prompt in a micro-batch; set an even number"
+            )
+            yield Problem("actor_rollout_ref.actor.ppo_micro_batch_size_per_device", micro, right)
+        if self.has_critic:
+            right = f"policy_loss.loss_mode={mode} has no use for a critic; set grpo"
+            yield Problem("algorithm.adv_estimator", self.algorithm.adv_estimator, right)
+        for name, value in (("rollout_is", correction.rollout_is), ("rollout_rs", correction.rollout_rs)):
+            if value is not None:
+                right = f"policy_loss.loss_mode={mode} has no tokens to weigh; set null"
+                yield Problem(f"algorithm.rollout_correction.{name}", value, right)
+
+    def warnings(self) -> list[str]:
+        """What can run and is probably not meant."""
+        actor = self.actor_rollout_ref.actor
+        mode, aggregation = actor.policy_loss.loss_mode, actor.loss_agg_mode
+        found = []
+        if mode in OF_SEQUENCES and aggregation != "seq-mean-token-mean":
+            found.append(
+                f"actor_rollout_ref.actor.loss_agg_mode={aggregation}: the paper of loss_mode={mode} counts each "
+                f"response once, which is seq-mean-token-mean; algorithm={mode} sets both"
+            )
+        if mode == "gpg" and self._updates_a_step > 1:
+            found.append(
+                "actor_rollout_ref.actor.policy_loss.loss_mode=gpg knows no ratio to the policy that sampled, and "
+                f"{self._updates_a_step} optimizer steps are taken on each batch"
+            )
+        return found
+
+    @property
+    def _updates_a_step(self) -> int:
+        actor = self.actor_rollout_ref.actor
+        return actor.ppo_epochs * self.data.train_batch_size // actor.ppo_mini_batch_size
 
     def _zero_stages(self) -> dict[str, int]:
         stages = {"actor_rollout_ref.actor.zero_stage": self.actor_rollout_ref.actor.zero_stage}
@@ -88,13 +151,3 @@ class PPOConfig(ConfigNode):
 
     def _batch_problems(self, wrong_keys: set[str]) -> list[Problem]:
         return [] if wrong_keys & KEYS_OF_A_BATCH else self.batch_math.problems()
-
-
-LEAVES: dict[str, Leaf] = {leaf.key: leaf for leaf in leaves(PPOConfig)}
-KEYS = set(LEAVES) | {key.rsplit(".", depth)[0] for key in LEAVES for depth in range(1, key.count(".") + 1)}
-
-
-def problem_list(problems: Sequence[Problem | str]) -> str:
-    """One line a problem, under a line that counts them."""
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n".join([f"the configuration has {count}:", *(f"  {problem}" for problem in problems)])

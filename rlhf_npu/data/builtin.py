@@ -1,7 +1,8 @@
 """Paths that start with `builtin:` name tasks that come with the package and are prepared on demand.
 
 `builtin:digits/model`, `builtin:digits/train`, `builtin:digits/val`, `builtin:chain_sum/train` and
-`builtin:chain_sum/val` stand for files in a cache folder: `RLHF_NPU_CACHE`, else `~/.cache/rlhf_npu`.
+`builtin:chain_sum/val` stand for files in a cache folder: `RLHF_NPU_CACHE`, else `~/.cache/rlhf_npu`. So do
+`builtin:digits/pairs`, `builtin:digits/unpaired` and `builtin:digits/sft`, and each of these with `_val`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,11 @@ class BuiltinTask:
 
 
 _PROMPTS = {"train": "train.jsonl", "val": "val.jsonl"}
+_EXAMPLES = {
+    f"{kind}{split}": f"{kind}{split}.jsonl" for kind in ("pairs", "unpaired", "sft") for split in ("", "_val")
+}
 TASKS = {
-    "digits": BuiltinTask("digits", ("digits",), {"model": "model", **_PROMPTS}, "about a minute"),
+    "digits": BuiltinTask("digits", ("digits",), {"model": "model", **_PROMPTS, **_EXAMPLES}, "about a minute"),
     "chain_sum": BuiltinTask("chain_sum", ("chain_sum", "reasoning_gym"), _PROMPTS, "a few seconds"),
 }
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +16,9 @@ from rlhf_npu.errors import DataError, ModelError
 
 _RIGHT = 'it must be a string, or a list of messages such as {"role": "user", "content": "text"}'
 _PROBE = "probe"
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 TEMPLATE_SECONDS = 10.0
+Tools = list[dict[str, Any]] | None
 
 
 class ChatRenderer:
@@ -46,6 +51,10 @@ class ChatRenderer:
             DataError: the messages are of another form, or the template refuses them or fails.
             ModelError: the template takes more than `TEMPLATE_SECONDS`.
         """
+        return self.text(self.cleaned(messages, columnar, what), what)
+
+    def cleaned(self, messages: Any, columnar: bool, what: str) -> list[dict[str, Any]]:
+        """The messages as the template takes them; for what `messages` may be and the errors see `render`."""
         check_depth(messages, what)
         cleaned = self._cleaned(messages, columnar, what)
         if not self._tokenizer.chat_template:
@@ -53,18 +62,69 @@ class ChatRenderer:
                 f"{what} holds chat messages, but the tokenizer of {self._tokenizer.name_or_path!r} has no "
                 "chat_template; use an instruction-tuned model, or make the prompt a string"
             )
+        return cleaned
+
+    def text(self, cleaned: list[dict[str, Any]], what: str, tools: Tools = None, *, asks: bool = True) -> str:
+        """The text of cleaned messages.
+
+        Args:
+            tools: JSON schemas of the functions that the template offers.
+            asks: whether the generation prompt follows.
+
+        Raises:
+            DataError: the template refuses them or fails.
+            ModelError: it takes more than `TEMPLATE_SECONDS`.
+        """
+        with self._refused(what):
+            return self._apply_template(cleaned, what, tools, asks)
+
+    @property
+    def marks_turns(self) -> bool:
+        """Whether the template says what the assistant generates: `{% generation %}`."""
+        template = self._tokenizer.chat_template
+        texts = template.values() if isinstance(template, dict) else [template or ""]
+        return any(_GENERATION.search(text) for text in texts)
+
+    def marked(
+        self, cleaned: list[dict[str, Any]], what: str, tools: Tools = None
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a whole chat, and the places (from, to) in it that the template marks as generated.
+
+        Raises:
+            DataError, ModelError: as `text`.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        template = self._tokenizer.get_chat_template(None, tools)
+        with self._refused(what), self._in_time(what):
+            (text,), (places,) = render_jinja_template(
+                [cleaned],
+                tools=tools,
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                **self._tokenizer.special_tokens_map,
+            )
+        return text, places
+
+    @contextmanager
+    def _refused(self, what: str) -> Iterator[None]:
         try:
-            return self._apply_template(cleaned, what)
+            yield
         except (KeyboardInterrupt, ModelError):
             raise
         except BaseException as error:  # a template is a program, and Rust's panics are no Exception
             refusal = f"{what}: the tokenizer's chat template refuses the messages: {one_line(error)}"
             raise DataError(refusal) from error
 
-    def _apply_template(self, messages: list[dict[str, Any]], what: str) -> str:
+    def _in_time(self, what: str) -> AbstractContextManager[None]:
         endless = ModelError(f"{self._template()} takes more than {TEMPLATE_SECONDS:g} s for {what}")
-        with within_seconds(TEMPLATE_SECONDS, endless):
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return within_seconds(TEMPLATE_SECONDS, endless)
+
+    def _apply_template(self, messages: list[dict[str, Any]], what: str, tools: Tools = None, asks: bool = True) -> str:
+        with self._in_time(what):
+            return str(
+                self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=asks)
+            )
 
     def _template(self) -> str:
         return f"the chat template of the tokenizer in {self._tokenizer.name_or_path!r}"
@@ -91,7 +151,7 @@ class ChatRenderer:
     def _message(self, message: Any, columnar: bool, what: str) -> dict[str, Any]:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise DataError(f"{what} is a list with {_excerpt(message)}; {_RIGHT}")
-        drop = _without_nulls if columnar else _without_null_keys
+        drop = without_nulls if columnar else _without_null_keys
         message = drop(message)
         content = message.get("content")
         if isinstance(content, list) or (isinstance(content, str) and not self._takes_strings):
@@ -149,12 +209,12 @@ def _without_null_keys(message: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in message.items() if value is not None}
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """`value` without the keys that hold null, at any depth."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [without_nulls(item) for item in value]
     return value
 
 

@@ -53,6 +53,12 @@ class DigitSequence:
         """The answer of somebody who leaves out a term with probability `slip` before each number."""
         return self._continue([2 if rng.random() < slip else 1 for _ in range(self.count)])
 
+    def wrong_response(self, rng: random.Random, slip: float = 0.5) -> str:
+        """A careless answer that is wrong."""
+        while (response := self.careless_response(rng, slip)) == self.response:
+            pass
+        return response
+
     def _continue(self, strides: list[int]) -> str:
         number, numbers = self.second, []
         for stride in strides:
@@ -147,13 +153,19 @@ def weak_policy(train: list[DigitSequence], seed: int = 0, warm_start: WarmStart
 
 
 def prepare(folder: str | os.PathLike[str], seed: int = 0) -> Path:
-    """Write `model/` (Hugging Face format), `train.jsonl` and `val.jsonl` into `folder`, or nothing."""
+    """Write `model/` (Hugging Face format), prompts, pairs, single answers and right answers into `folder`, or nothing.
+
+    `train.jsonl` and `val.jsonl` are the prompts; `pairs`, `unpaired` and `sft`, each with `_val` too, are answers to
+    them. A wrong answer leaves out terms, as the weak policy does.
+    """
     train, val = sequences(seed)
     with atomic_folder(folder) as staging:
         weak_policy(train, seed).save_pretrained(staging / "model")
         build_tokenizer().save_pretrained(staging / "model")
         _write_records(staging / "train.jsonl", "train", train)
         _write_records(staging / "val.jsonl", "val", val)
+        for suffix, questions in (("", train), ("_val", val)):
+            _write_examples(staging, suffix, questions, seed)
     return Path(folder)
 
 
@@ -223,3 +235,21 @@ def _write_records(path: Path, split: str, questions: list[DigitSequence]) -> No
                 "extra_info": {"index": index, "split": split},
             }
             file.write(json.dumps(record) + "\n")
+
+
+def _write_examples(folder: Path, suffix: str, questions: list[DigitSequence], seed: int) -> None:
+    rng = random.Random(seed)
+    wrong = [question.wrong_response(rng) for question in questions]
+    answers = list(zip([question.prompt for question in questions], questions, wrong, strict=True))
+    files: dict[str, list[dict[str, str | bool]]] = {
+        "pairs": [{"prompt": prompt, "chosen": right.response, "rejected": slip} for prompt, right, slip in answers],
+        "sft": [{"prompt": prompt, "completion": right.response} for prompt, right, _ in answers],
+        "unpaired": [
+            {"prompt": prompt, "completion": completion, "label": label}
+            for prompt, right, slip in answers
+            for completion, label in ((right.response, True), (slip, False))
+        ],
+    }
+    for name, records in files.items():
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / f"{name}{suffix}.jsonl").write_text(lines, encoding="utf-8")

@@ -40,7 +40,12 @@ class PromptLoader:
             yield [self._dataset[index] for index in order[start : start + self._batch_size]]
 
     def _order(self, epoch: int) -> list[int]:
-        indices = np.arange(len(self._dataset))
-        if self._shuffle:
-            np.random.default_rng((self._seed, epoch)).shuffle(indices)
-        return [int(index) for index in indices]
+        return order_of_epoch(len(self._dataset), epoch, seed=self._seed, shuffle=self._shuffle)
+
+
+def order_of_epoch(count: int, epoch: int, *, seed: int, shuffle: bool) -> list[int]:
+    """In which order an epoch, from 0, takes `count` records: the same for the same seed, whatever came before."""
+    indices = np.arange(count)
+    if shuffle:
+        np.random.default_rng((seed, epoch)).shuffle(indices)
+    return indices.tolist()

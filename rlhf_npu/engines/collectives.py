@@ -18,3 +18,10 @@ def all_reduce(tensor: torch.Tensor, operation: dist.ReduceOp.RedOpType = SUM) -
     reduced = tensor.float() if on_npu else tensor.clone()
     dist.all_reduce(reduced, op=operation)
     return reduced.to(tensor.dtype)
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """The one-dimensional `tensor` of each rank, of equal length on all, joined in the order of ranks."""
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)

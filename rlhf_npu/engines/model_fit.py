@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,7 +32,9 @@ from rlhf_npu.errors import ModelError
 
 POLICY = "actor_rollout_ref.model.path"
 CRITIC = "critic.model.path"
+MODEL = "model.path"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
+NEW_HEAD = "score."  # of a reward model, which a folder of a language model has no weights of
 LENGTHS = "data.max_prompt_length + data.max_response_length"
 # What configurations call the number of positions, and which of these decides: the smallest.
 _POSITIONS = (
@@ -88,6 +91,27 @@ def check_fit(config: PPOConfig) -> tuple[Skeleton, PreTrainedTokenizerBase]:
     return policy, tokenizer
 
 
+def check_alone(model: ModelConfig, max_length: int, kind: Any) -> tuple[Skeleton, PreTrainedTokenizerBase]:
+    """Check that a model can be trained on sequences of `max_length` tokens.
+
+    Args:
+        kind: transformers' class for it, which may add a head that the folder has no weights of.
+
+    Returns it without weights, and its tokenizer.
+
+    Raises:
+        ModelError: it cannot be built from its folder, or weights are missing, left over or of another shape; it has
+            fewer positions; the tokenizer has ids that it does not know.
+    """
+    with quiet():
+        skeleton = build_skeleton(model, MODEL, kind)
+        tokenizer = load_tokenizer(model)
+        where = f"{MODEL}={model.path}"
+        _check_positions(skeleton, where, max_length, f"data.max_length = {max_length} tokens", "lower it")
+        _check_vocabulary(tokenizer, skeleton.vocabulary, f"the model in {where}")
+    return skeleton, tokenizer
+
+
 def check_prompt_ids(
     data_sets: Sequence[Sequence[PromptSample]], tokenizer: PreTrainedTokenizerBase, vocabulary: int
 ) -> None:
@@ -122,6 +146,9 @@ def build_skeleton(model: ModelConfig, key: str, kind: Any) -> Skeleton:
     layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
     if not 0 < layers <= len(stored):
         raise ModelError(f"{file}: num_hidden_layers is {layers}, and the weights are {len(stored)} tensors")
+    is_classifier = kind is AutoModelForSequenceClassification
+    if is_classifier:
+        config.num_labels = 1
     with errors_as(ModelError, f"{file}: transformers cannot build this model"):
         module, report = kind.from_pretrained(
             model.path,
@@ -131,6 +158,8 @@ def build_skeleton(model: ModelConfig, key: str, kind: Any) -> Skeleton:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    if is_classifier:
+        report["missing_keys"] = {name for name in report["missing_keys"] if not name.startswith(NEW_HEAD)}
     _check_report(report, key, model.path, leftovers_matter=kind is AutoModelForCausalLM)
     return Skeleton(module)
 
@@ -189,13 +218,9 @@ def _rope_factor(config: PreTrainedConfig) -> float:
 def _check_model(
     skeleton: Skeleton, model: ModelConfig, key: str, config: PPOConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    asked = config.data.max_prompt_length + config.data.max_response_length
-    limit, name = positions(skeleton.module.config)
-    if asked > limit:
-        raise ModelError(
-            f"{LENGTHS} = {config.data.max_prompt_length} + {config.data.max_response_length} = {asked} tokens, but "
-            f"the model in {key}={model.path} has {limit:.0f} positions ({name}); lower one of the two"
-        )
+    prompt, response = config.data.max_prompt_length, config.data.max_response_length
+    asked = f"{LENGTHS} = {prompt} + {response} = {prompt + response} tokens"
+    _check_positions(skeleton, f"{key}={model.path}", prompt + response, asked, "lower one of the two")
     _check_vocabulary(tokenizer, skeleton.vocabulary, f"the model in {key}={model.path}")
     for stop in declared_stop_ids(Path(model.path)) if key == POLICY else []:
         if stop >= skeleton.vocabulary:
@@ -203,6 +228,12 @@ def _check_model(
                 f"{Path(model.path) / GENERATION_CONFIG}: eos_token_id names {stop}, but the model has only "
                 f"{skeleton.vocabulary} token ids"
             )
+
+
+def _check_positions(skeleton: Skeleton, model: str, length: int, asked: str, advice: str) -> None:
+    limit, name = positions(skeleton.module.config)
+    if length > limit:
+        raise ModelError(f"{asked}, but the model in {model} has {limit:.0f} positions ({name}); {advice}")
 
 
 def _check_critic(policy: Skeleton, config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
@@ -23,8 +24,11 @@ from rlhf_npu.edges import errors_as
 from rlhf_npu.engines.attention import attention_implementation
 from rlhf_npu.engines.dropout import noise_as_configured, switch_off_noise
 from rlhf_npu.engines.model_folder import GENERATION_CONFIG, declared_stop_ids
+from rlhf_npu.engines.model_loading import Place, place_for, place_rest, placing
 from rlhf_npu.errors import ModelError, SaveError
 from rlhf_npu.platform import detect_platform
+
+HOST = torch.device("cpu")
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -49,9 +53,15 @@ def stop_token_ids(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> li
     return sorted({tokenizer.eos_token_id, *declared_stop_ids(Path(model.path))})
 
 
-def load_policy(model: ModelConfig) -> PreTrainedModel:
-    """A causal language model in `model.dtype`."""
-    return _prepare(AutoModelForCausalLM.from_pretrained(model.path, **_arguments(model)), model)
+def load_policy(model: ModelConfig, *, zero_stage: int = 0, device: torch.device = HOST) -> PreTrainedModel:
+    """A causal language model in `model.dtype` on `device`; for ZeRO-3 only this rank's shards of it.
+
+    Under ZeRO-3 all ranks call this together.
+    """
+    place = place_for(zero_stage, getattr(torch, model.dtype), device)
+    policy = _read(AutoModelForCausalLM, model, place)
+    place_rest(policy, place, device)
+    return policy
 
 
 class ValueModel(torch.nn.Module):
@@ -71,9 +81,21 @@ class ValueModel(torch.nn.Module):
         return self.value_head(hidden).squeeze(-1)
 
 
-def load_critic(model: ModelConfig) -> ValueModel:
-    """A critic whose trunk is the model in `model.path`."""
-    return ValueModel(_prepare(AutoModel.from_pretrained(model.path, **_arguments(model)), model))
+def load_critic(model: ModelConfig, *, zero_stage: int = 0, device: torch.device = HOST) -> ValueModel:
+    """A critic whose trunk is the model in `model.path`; where it is, and how it is cut, as with `load_policy`."""
+    place = place_for(zero_stage, getattr(torch, model.dtype), device)
+    critic = ValueModel(_read(AutoModel, model, place))
+    place_rest(critic, place, device)
+    return critic
+
+
+def load_reward_model(model: ModelConfig, *, zero_stage: int = 0, device: torch.device = HOST) -> PreTrainedModel:
+    """A sequence classifier with one label, its head new unless the folder has one; placed as by `load_policy`."""
+    place = place_for(zero_stage, getattr(torch, model.dtype), device)
+    classifier = _read(AutoModelForSequenceClassification, model, place, num_labels=1)
+    classifier.config.pad_token_id = load_tokenizer(model).pad_token_id  # by which transformers finds the last token
+    place_rest(classifier, place, device)
+    return classifier
 
 
 def save_policy(
@@ -129,7 +151,9 @@ def _experts_implementation() -> str | None:
     return "eager" if detect_platform().name == "npu" else None
 
 
-def _prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
+def _read(kind: Any, model: ModelConfig, place: Place, **more: Any) -> PreTrainedModel:
+    with placing(place):
+        module: PreTrainedModel = kind.from_pretrained(model.path, **_arguments(model), **more)
     switch_off_noise(module)
     if model.enable_gradient_checkpointing:
         module.gradient_checkpointing_enable({"use_reentrant": False})

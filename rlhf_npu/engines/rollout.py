@@ -12,12 +12,16 @@ import torch
 
 from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
 from rlhf_npu.engines.transformers_classes import own_classes
-from rlhf_npu.engines.vllm_plugin import SWITCH, register
-from rlhf_npu.engines.weight_update import updating_weights, watch_loading
-from rlhf_npu.errors import ConfigError
+from rlhf_npu.errors import ConfigError, NoWeightsError
 from rlhf_npu.platform import Platform
+from rlhf_npu.sleep_mode.vllm_plugin import SWITCH, register
+from rlhf_npu.sleep_mode.weight_update import updating_weights, watch_loading
 
 GIB = 1 << 30
+# Why the engine has no weights.
+NEVER_SENT = "it did not read the model's weights, and none were sent to it"
+DROPPED = "it slept at level 2, which drops them, and none were sent to it since"
+SENT_IN_PART = "sending them failed, so it may hold a part of the new ones"
 NPU_GRAPHS = "PIECEWISE"  # the only mode that was tested: in the others attention is in the graphs, and updated in them
 
 
@@ -42,6 +46,13 @@ class RolloutEngine:
     Requires torch.distributed to be initialised and RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT to
     be set. Ranks are cut into replicas of `tensor_model_parallel_size` consecutive ranks; all ranks of a replica
     make the same calls with the same arguments and get the same completions.
+
+    It generates only with weights: after `reads_weights=False`, after a sleep that drops them, and after a
+    `receiving_weights` that failed, the next `receiving_weights` must come first.
+
+    Args:
+        kv_cache_bytes: of one device, where `rollout.gpu_memory_utilization` is "auto" and not vLLM decides.
+        reads_weights: False leaves the model's weights unread; the trainer's are sent before anything else.
     """
 
     def __init__(
@@ -51,13 +62,17 @@ class RolloutEngine:
         data: DataConfig,
         platform: Platform,
         stop_token_ids: Sequence[int],
+        *,
+        kv_cache_bytes: int | None = None,
+        reads_weights: bool = True,
     ) -> None:
         self._platform = platform
         self._stop_token_ids = list(stop_token_ids)
         self._temperature = rollout.temperature
         self._max_tokens = data.max_response_length
+        self._lacks_weights = "" if reads_weights else NEVER_SENT
         with own_classes(), watch_loading() as self.transformations:
-            self.llm = _build_llm(model, rollout, data, platform)
+            self.llm = _build_llm(model, rollout, data, platform, kv_cache_bytes, reads_weights)
 
     @property
     def module(self) -> Any:
@@ -88,9 +103,13 @@ class RolloutEngine:
             seed: the same on every rank of a replica; fixes the responses.
             temperature: the configured one if None; 0 is greedy.
             max_tokens: of a response; the configured number if None.
+
+        Raises:
+            NoWeightsError: it would generate noise.
         """
         from vllm import SamplingParams
 
+        self._require_weights("generate")
         sampling = SamplingParams(
             n=n,
             temperature=self._temperature if temperature is None else temperature,
@@ -113,9 +132,13 @@ class RolloutEngine:
         """Log-probability of each token of each sequence but its first, under the engine's weights.
 
         Sequences have at most `longest_scored` tokens.
+
+        Raises:
+            NoWeightsError: they would be scored by noise.
         """
         from vllm import SamplingParams
 
+        self._require_weights("score")
         sampling = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         inputs: Any = [{"prompt_token_ids": list(sequence)} for sequence in sequences]
         outputs = self.llm.generate(inputs, sampling, use_tqdm=False)
@@ -127,11 +150,25 @@ class RolloutEngine:
 
     def sleep(self, level: int) -> None:
         """Give device memory back: level 1 offloads the weights, level 2 drops them; both drop the KV cache."""
-        self.llm.sleep(level=level)
+        if level == 2:
+            self._lacks_weights = self._lacks_weights or DROPPED
+        executor = self.llm.llm_engine.model_executor
+        if executor.sleeping_tags:  # vLLM 0.23 would do nothing, since a part of it sleeps
+            executor.collective_rpc("sleep", kwargs={"level": level})
+            executor.sleeping_tags |= {"weights", "kv_cache"}
+        else:
+            self.llm.sleep(level=level)
 
     def wake_up(self, tags: list[str]) -> None:
         """Take device memory for `tags` again: "weights", "kv_cache"."""
         self.llm.wake_up(tags)
+
+    @contextmanager
+    def receiving_weights(self) -> Iterator[None]:
+        """Within it all weights are overwritten; until it ends without an error there is nothing to generate with."""
+        self._lacks_weights = SENT_IN_PART
+        yield
+        self._lacks_weights = ""
 
     def updating_weights(self) -> AbstractContextManager[None]:
         """Within it, `load_weights` is called with one part of the weights after the other until all were given."""
@@ -145,6 +182,13 @@ class RolloutEngine:
     def shutdown(self) -> None:
         """Stop the engine and free what it holds."""
         self.llm.llm_engine.engine_core.shutdown()
+
+    def _require_weights(self, what: str) -> None:
+        if self._lacks_weights:
+            raise NoWeightsError(
+                f"the rollout engine cannot {what}: it has no weights, since {self._lacks_weights}; send the trainer's "
+                "with Resharder.reshard, or others within receiving_weights"
+            )
 
 
 @contextmanager
@@ -160,19 +204,29 @@ def _seeded(seed: int, platform: Platform) -> Iterator[None]:
             np.random.set_state(outer)  # noqa: NPY002
 
 
-def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, platform: Platform) -> Any:
+def _build_llm(
+    model: ModelConfig,
+    rollout: RolloutConfig,
+    data: DataConfig,
+    platform: Platform,
+    kv_cache_bytes: int | None,
+    reads_weights: bool,
+) -> Any:
     from vllm import LLM
 
     if not register():  # which vLLM does by itself, but only where this package's entry points are installed
         raise ConfigError(f"{SWITCH}=0 is set, and training puts the rollout to sleep in the sleep pool: unset it")
     if platform.name == "cpu":
         memory: dict[str, Any] = {"kv_cache_memory_bytes": int(rollout.kv_cache_memory_gb * GIB)}
+    elif rollout.gpu_memory_utilization == "auto":
+        memory = {"kv_cache_memory_bytes": kv_cache_bytes}
     else:
         memory = {"gpu_memory_utilization": rollout.gpu_memory_utilization}
     if platform.name == "npu" and not rollout.enforce_eager:
         memory["compilation_config"] = _npu_graphs()
     return LLM(
         model=model.path,
+        load_format="auto" if reads_weights else _unread(),
         dtype=model.dtype,
         enable_sleep_mode=True,
         skip_tokenizer_init=True,  # prompts and responses are token ids
@@ -189,6 +243,12 @@ def _build_llm(model: ModelConfig, rollout: RolloutConfig, data: DataConfig, pla
         seed=0,
         **memory,
     )
+
+
+def _unread() -> str:
+    from rlhf_npu.engines.unread_weights import register_unread
+
+    return register_unread()
 
 
 def _npu_graphs() -> dict[str, str]:

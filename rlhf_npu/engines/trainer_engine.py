@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,9 +13,11 @@ from tensordict import TensorDict
 
 from rlhf_npu.config import OptimConfig
 from rlhf_npu.engines.collectives import all_reduce
+from rlhf_npu.engines.trainer_states import clear_gradients, own_module, own_trainer, place, release_gathered
 from rlhf_npu.platform import Platform
 
 Sums = dict[str, torch.Tensor]
+Batch = TypeVar("Batch")
 LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's default
 
 
@@ -36,6 +38,10 @@ class TrainerEngine:
     """A trainable model; all ranks are data-parallel and call every method together.
 
     The number of micro-batches of a call must be the same on every rank (ZeRO-3 gathers in lockstep).
+
+    Attributes:
+        tags: those of the sleep pool that hold the engine's states, `<role>.params`, `.grads` and `.optimizer` as far
+            as there is memory in them; none without a role. While one sleeps only `tags` and `lr` may be asked for.
     """
 
     def __init__(
@@ -48,19 +54,29 @@ class TrainerEngine:
         grad_clip: float,
         optimizer_steps: int,
         platform: Platform,
+        role: str | None = None,
     ) -> None:
+        """Build DeepSpeed's engine around `module`.
+
+        Args:
+            role: what the states' tags begin with; None keeps them out of the pool.
+
+        Raises:
+            HookError: a state's memory could not be had from the pool.
+        """
         import deepspeed
 
         self._grad_clip = grad_clip
         self._clips_itself = zero_stage == 0 and dtype == "float32"
         config = _deepspeed_config(module, zero_stage, dtype, 0.0 if self._clips_itself else grad_clip)
-        config["optimizer"] = _adamw(optim)
+        config["optimizer"] = _adamw(optim, platform)
         self.engine, *_ = deepspeed.initialize(
-            model=module.to(platform.device()),
+            model=place(module, platform.device(), role and f"{role}.params"),
             model_parameters=[p for p in module.parameters() if p.requires_grad],
             config=config,
             lr_scheduler=lambda optimizer: _schedule(optimizer, optim, optimizer_steps),
         )
+        self.tags = own_trainer(self.engine, role) if role else ()
 
     @property
     def module(self) -> torch.nn.Module:
@@ -74,30 +90,28 @@ class TrainerEngine:
 
     def train_mini_batch(
         self,
-        mini_batch: TensorDict,
-        micro_size: int,
-        loss_of: Callable[[torch.nn.Module, TensorDict], MicroLoss],
+        micro_batches: Sequence[Batch],
+        loss_of: Callable[[torch.nn.Module, Batch], MicroLoss],
     ) -> dict[str, float]:
         """One optimizer step on this rank's part of a mini-batch.
 
-        The gradient is that of the sum of all shares, whatever `micro_size` and the number of ranks.
+        The gradient is that of the sum of all shares, however the mini-batch is cut and whatever the number of ranks.
 
         Returns:
             the summed metrics of the whole mini-batch, with `grad_norm` before clipping and the `lr` used.
         """
         lr = self.lr
-        sums = self.accumulate(mini_batch, micro_size, loss_of)
+        sums = self.accumulate(micro_batches, loss_of)
         return reduce_sums(sums, self.engine.device) | {"grad_norm": self._step(), "lr": lr}
 
     def accumulate(
         self,
-        mini_batch: TensorDict,
-        micro_size: int,
-        loss_of: Callable[[torch.nn.Module, TensorDict], MicroLoss],
+        micro_batches: Sequence[Batch],
+        loss_of: Callable[[torch.nn.Module, Batch], MicroLoss],
     ) -> Sums:
         """Add up the gradients and the metric shares of this rank's part of a mini-batch."""
         self.module.train()
-        micro_batches = mini_batch.split(micro_size)
+        clear_gradients(self.engine)
         sums: Sums = {}
         for index, micro_batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
@@ -118,20 +132,52 @@ class TrainerEngine:
         limit = self._grad_clip or math.inf
         return float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit))
 
+    def release_gathered(self) -> None:
+        """Partition what ZeRO-3 holds gathered, so that no weight is left outside of the tags."""
+        release_gathered(self.engine.optimizer)
+
     def close(self) -> None:
         """Remove DeepSpeed's hooks and let its buffers go."""
         self.engine.destroy()
 
 
 class InferenceEngine:
-    """A frozen model: whole on each rank, or partitioned by ZeRO-3 between uses."""
+    """A frozen model: whole on each rank, or partitioned by ZeRO-3 between uses.
 
-    def __init__(self, module: torch.nn.Module, *, zero_stage: int, dtype: str, platform: Platform) -> None:
-        self.module = module.to(platform.device()).eval().requires_grad_(False)
+    Attributes:
+        tags: that of the sleep pool which holds the weights, `<role>.params`; none without a role.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        *,
+        zero_stage: int,
+        dtype: str,
+        platform: Platform,
+        role: str | None = None,
+    ) -> None:
+        """Freeze `module`.
+
+        Args:
+            role: what the weights' tag begins with; None keeps them out of the pool.
+
+        Raises:
+            HookError: a weight's memory could not be had from the pool.
+        """
+        module = place(module, platform.device(), role and f"{role}.params").eval().requires_grad_(False)
+        self.module, self._partitioned = module, None
         if zero_stage == 3:
             import deepspeed
 
-            self.module, *_ = deepspeed.initialize(model=self.module, config=_deepspeed_config(module, 3, dtype, 0.0))
+            self.module, self._partitioned, *_ = deepspeed.initialize(
+                model=module, config=_deepspeed_config(module, 3, dtype, 0.0)
+            )
+        self.tags = own_module(module, platform.device(), role) if role else ()
+
+    def release_gathered(self) -> None:
+        """Partition what ZeRO-3 holds gathered, so that no weight is left outside of the tag."""
+        release_gathered(self._partitioned)
 
 
 @torch.no_grad()
@@ -154,14 +200,17 @@ def reduce_sums(sums: Sums, device: torch.device) -> dict[str, float]:
 
 
 def _deepspeed_config(module: torch.nn.Module, zero_stage: int, dtype: str, grad_clip: float) -> dict[str, Any]:
-    elements = sum(p.numel() for p in module.parameters())
+    elements = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
     # DeepSpeed's buffers are as large as its buckets, and its buckets must be even.
     largest_bucket = min(LARGEST_BUCKET, elements + elements % 2)
+    bfloat16 = dtype == "bfloat16"
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": grad_clip,
-        "bf16": {"enabled": dtype == "bfloat16"},
+        "bf16": {"enabled": bfloat16},
+        # Below ZeRO 2 DeepSpeed either refuses it or keeps all gradients in float32 on each rank.
+        "data_types": {"grad_accum_dtype": "fp32" if bfloat16 and zero_stage >= 2 else None},
         "zero_optimization": {
             "stage": zero_stage,
             "reduce_bucket_size": largest_bucket,
@@ -171,14 +220,16 @@ def _deepspeed_config(module: torch.nn.Module, zero_stage: int, dtype: str, grad
     }
 
 
-def _adamw(optim: OptimConfig) -> dict[str, Any]:
+def _adamw(optim: OptimConfig, platform: Platform) -> dict[str, Any]:
     parameters = {
+        "torch_adam": True,
+        "fused": True if platform.name == "cuda" else None,  # False would rule out foreach as well
         "lr": optim.lr,
         "betas": list(optim.betas),
         "eps": optim.eps,
         "weight_decay": optim.weight_decay,
     }
-    return {"type": "AdamW", "params": {"torch_adam": True, **parameters}}
+    return {"type": "AdamW", "params": parameters}
 
 
 def _schedule(optimizer: Any, optim: OptimConfig, total: int) -> torch.optim.lr_scheduler.LambdaLR:

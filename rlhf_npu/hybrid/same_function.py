@@ -7,8 +7,7 @@ bound fits each model and precision, and does not have to be guessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +15,10 @@ import torch
 
 from rlhf_npu.algorithms.token_probs import log_probs_from_logits
 from rlhf_npu.engines.rollout import RolloutEngine
+from rlhf_npu.engines.rounding import FLOOR, MAX_FACTOR, MEAN_FACTOR, rounding_noise
 
 Scores = list[list[float]]
 TokenIds = Sequence[Sequence[int]]
-# Where both engines are right the differences are about as large as explained: docs/models.md has the figures.
-MEAN_FACTOR = 3.0
-MAX_FACTOR = 8.0
-FLOOR = 1e-5  # nats; below it float32's sums of a row of logits differ
 
 
 @dataclass(frozen=True)
@@ -89,53 +85,87 @@ class FunctionReport:
         return max(self.comparisons, key=lambda one: (not one.same, one.mean / (FLOOR + one.mean_explained)))
 
 
-def compare_functions(
-    policy: Any, rollout: RolloutEngine, prompts: TokenIds, temperature: float, response_length: int
-) -> FunctionReport:
-    """Let the rollout engine continue `prompts`; let both engines score what came out.
+@dataclass(frozen=True)
+class RolloutScores:
+    """What a rollout engine made of prompts, and how it scores that.
 
-    Compared with the trainer's scores are the rollout engine's of whole sequences, as it reads prompts, and of the
-    responses, as it sampled them; and the trainer's in training mode with its own in evaluation mode. Every rank calls
-    this together, with the same prompts.
-
-    Args:
-        policy: the trainer's model; under ZeRO its parameters may be partitioned.
-        prompts: token ids.
-        temperature: that of sampling.
-        response_length: tokens that are generated at most.
+    Attributes:
+        sequences: the token ids of each prompt and its response.
+        starts: the place of each prompt's last token.
+        sampled: the log-probabilities of each response's tokens, as they were sampled.
+        readable: the sequences, cut to what the engine can score.
+        read: the log-probability of each token of those but the first.
+        attention: the engine's implementation.
     """
+
+    sequences: TokenIds
+    starts: list[int]
+    sampled: Scores
+    readable: TokenIds
+    read: Scores
+    attention: str
+
+
+def rollout_scores(rollout: RolloutEngine, prompts: TokenIds, response_length: int) -> RolloutScores:
+    """Let the rollout engine continue `prompts` by `response_length` tokens at most, and read the sequences again."""
     rollout.reset_prefix_cache()
     answers = rollout.generate(prompts, n=1, seed=0, max_tokens=response_length)
     responses = [choices[0] for choices in answers]
-    pairs = zip(prompts, responses, strict=True)
-    sequences = [[*prompt, *response.token_ids] for prompt, response in pairs]
-    starts = [len(prompt) - 1 for prompt in prompts]
-    plain, tempered = _trainer_scores(policy, sequences, (1.0, temperature))
-    with _rounding_noise(policy):
-        noisy, noisy_tempered = _trainer_scores(policy, sequences, (1.0, temperature))
-    in_training = _trainer_scores(policy, sequences, (1.0,), training=True)[0]
-    sampled = [list(response.log_probs) for response in responses]
+    sequences = [[*prompt, *response.token_ids] for prompt, response in zip(prompts, responses, strict=True)]
     readable = [sequence[: rollout.longest_scored] for sequence in sequences]
+    return RolloutScores(
+        sequences=sequences,
+        starts=[len(prompt) - 1 for prompt in prompts],
+        sampled=[list(response.log_probs) for response in responses],
+        readable=readable,
+        read=rollout.score(readable),
+        attention=rollout.attention,
+    )
+
+
+def compare_functions(
+    policy: Any, rollout: RolloutEngine, prompts: TokenIds, temperature: float, response_length: int
+) -> FunctionReport:
+    """`rollout_scores` and `compare_scores`, where both engines are awake."""
+    return compare_scores(policy, rollout_scores(rollout, prompts, response_length), temperature)
+
+
+def compare_scores(policy: Any, rollout: RolloutScores, temperature: float) -> FunctionReport:
+    """Score with the trainer what the rollout engine has scored.
+
+    Compared with the trainer's scores are the rollout engine's of whole sequences, as it reads prompts, and of the
+    responses, as it sampled them; and the trainer's in training mode with its own in evaluation mode. Every rank calls
+    this together, with the same sequences.
+
+    Args:
+        policy: the trainer's model; under ZeRO its parameters may be partitioned.
+        temperature: that of sampling.
+    """
+    plain, tempered = _trainer_scores(policy, rollout.sequences, (1.0, temperature))
+    with rounding_noise(policy):
+        noisy, noisy_tempered = _trainer_scores(policy, rollout.sequences, (1.0, temperature))
+    in_training = _trainer_scores(policy, rollout.sequences, (1.0,), training=True)[0]
+    readable, starts = rollout.readable, rollout.starts
     comparisons = [
-        _compare("reading sequences", _cut(plain, readable), rollout.score(readable), _cut(noisy, readable)),
-        _compare("generating", _from(tempered, starts), sampled, _from(noisy_tempered, starts)),
+        _compare("reading sequences", _cut(plain, readable), rollout.read, _cut(noisy, readable)),
+        _compare("generating", _from(tempered, starts), rollout.sampled, _from(noisy_tempered, starts)),
         _compare("the trainer's training mode beside its evaluation mode", in_training, plain, noisy, plain),
     ]
     return FunctionReport(comparisons, policy.config._attn_implementation, rollout.attention)  # noqa: SLF001
 
 
-def agrees_with_eager_attention(policy: Any, rollout: RolloutEngine, prompts: TokenIds) -> bool:
-    """Whether the trainer would read `prompts` as the rollout engine does if its attention were eager.
+def agrees_with_eager_attention(policy: Any, rollout: RolloutScores) -> bool:
+    """Whether the trainer would read the sequences as the rollout engine does if its attention were eager.
 
-    Every rank calls this together, with the same prompts.
+    Every rank calls this together, with the same sequences.
     """
     before = policy.config._attn_implementation  # noqa: SLF001
     policy.set_attn_implementation("eager")
     try:
-        plain = trainer_scores(policy, prompts)
-        with _rounding_noise(policy):
-            noisy = trainer_scores(policy, prompts)
-        return _compare("with eager attention", plain, rollout.score(prompts), noisy).same
+        plain = trainer_scores(policy, rollout.readable)
+        with rounding_noise(policy):
+            noisy = trainer_scores(policy, rollout.readable)
+        return _compare("with eager attention", plain, rollout.read, noisy).same
     finally:
         policy.set_attn_implementation(before)
 
@@ -163,26 +193,6 @@ def _trainer_scores(
         log_probs = log_probs_from_logits(logits, ids[:, 1:], temperature).tolist()
         scores.append([row[len(row) - len(sequence) + 1 :] for row, sequence in zip(log_probs, sequences, strict=True)])
     return scores
-
-
-@contextmanager
-def _rounding_noise(model: torch.nn.Module) -> Iterator[None]:
-    """Within it each layer's output is off by one rounding, at random."""
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
-
-    def disturb(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
-        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
-            return output
-        noise = torch.empty_like(output).uniform_(-0.5, 0.5, generator=generator)
-        return output * (1 + torch.finfo(output.dtype).eps * noise)
-
-    leaves = [module for module in model.modules() if not any(True for _ in module.children())]
-    hooks = [module.register_forward_hook(disturb) for module in leaves]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _from(scores: Scores, starts: Sequence[int]) -> Scores:

@@ -13,10 +13,12 @@ import torch
 
 from rlhf_npu.config import DataConfig, ModelConfig, OptimConfig, RolloutConfig
 from rlhf_npu.engines.models import load_policy, load_tokenizer, save_policy, stop_token_ids
+from rlhf_npu.engines.process_group import join_process_group
 from rlhf_npu.engines.rollout import RolloutEngine
 from rlhf_npu.engines.trainer_engine import MicroLoss, TrainerEngine
 from rlhf_npu.errors import ModelError, RlhfNpuError
-from rlhf_npu.hybrid.reshard import Resharder, whole_weights
+from rlhf_npu.hybrid.resharding.gathered import whole_weights
+from rlhf_npu.hybrid.resharding.reshard import Resharder
 from rlhf_npu.hybrid.same_function import FunctionReport, compare_functions, trainer_scores
 from rlhf_npu.platform import PLATFORMS, Platform
 from rlhf_npu.preflight.model_trial import Outcome, Trial
@@ -55,11 +57,9 @@ class _Rank:
     """Both engines of one rank, and the parts of the trial in their order."""
 
     def __init__(self, trial: Trial, platform: Platform, folder: Path) -> None:
-        import deepspeed
-
         self._trial, self._platform, self._folder = trial, platform, folder
         platform.activate()
-        deepspeed.init_distributed(dist_backend=platform.dist_backend)
+        join_process_group(platform)
         self._tokenizer = load_tokenizer(trial.model)
         data = DataConfig(
             train_files=["none"],
@@ -107,9 +107,10 @@ class _Rank:
         self._rollout.shutdown()
 
     def _build_trainer(self) -> Any:
-        policy, stage = load_policy(self._trial.model), self._trial.zero_stage
+        stage, device = self._trial.zero_stage, self._platform.device()
+        policy = load_policy(self._trial.model, zero_stage=stage or 0, device=device)
         if stage is None:
-            return policy.to(self._platform.device())
+            return policy
         return TrainerEngine(
             policy,
             OptimConfig(lr=1e-3),
@@ -141,7 +142,7 @@ class _Rank:
         from tensordict import TensorDict
 
         ids = torch.tensor([self._prompts[1], self._prompts[2][: LENGTHS[1]]], device=self._platform.device())
-        self._trainer.train_mini_batch(TensorDict({"ids": ids}, batch_size=[2]), 1, _likelihood)
+        self._trainer.train_mini_batch(TensorDict({"ids": ids}, batch_size=[2]).split(1), _likelihood)
 
     def _save(self) -> None:
         weights = whole_weights(self._policy, BUCKET, keep=os.environ["RANK"] == "0")

@@ -79,7 +79,7 @@ def try_model(trial: Trial) -> Iterator[Outcome]:
                 outcome = Outcome(**json.loads(line))
                 yield outcome
         if processes[0].wait() != 0 and (outcome.right or not outcome.words):
-            yield Outcome(f"after {outcome.part}", right=False, words=_last_words(Path(folder) / "rank_0.log"))
+            yield Outcome(f"after {outcome.part}", right=False, words=last_words(Path(folder) / "rank_0.log"))
 
 
 def _kill(processes: list[subprocess.Popen[str]]) -> None:
@@ -87,7 +87,7 @@ def _kill(processes: list[subprocess.Popen[str]]) -> None:
         process.kill()
 
 
-def _last_words(log: Path) -> str:
+def last_words(log: Path) -> str:
     """The last error that a process printed, or else its last line."""
     lines = log.read_text(errors="replace").strip().splitlines() or ["it was killed without a word"]
     errors = [line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.]*(Error|Exception)\b", line)]

@@ -1,29 +1,32 @@
-"""Finds a reward function by name and makes its failures readable."""
+"""Finds reward functions by name."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, cast
 
 from rlhf_npu.config import RewardConfig
+from rlhf_npu.config.reward import KINDS, is_remote
 from rlhf_npu.data.sample import PromptSample
-from rlhf_npu.edges import one_line, words_of
+from rlhf_npu.edges import one_line
 from rlhf_npu.errors import RewardError
 from rlhf_npu.rewards.contract import (
+    SENT,
     ContractError,
     Function,
-    Graded,
-    UngradableError,
     arguments_taken,
-    as_graded,
-    offered,
-    shown,
+    can_take,
+    check_kwargs_are_free,
 )
+from rlhf_npu.rewards.grading import CheckedFunction, Limits, Reward, RewardFunction
 from rlhf_npu.rewards.importing import ImportRefusedError, import_file
+from rlhf_npu.rewards.remote import RemoteReward
 
 BUILTIN_REWARDS = {
     "digits": "rlhf_npu.rewards.digits:score",
@@ -33,98 +36,104 @@ BUILTIN_REWARDS = {
 SampleCheck = Callable[[PromptSample], None]
 
 
-class RewardFunction(Protocol):
-    """Scores a response, which is text without special tokens; `finished` says that it ended by itself."""
-
-    def __call__(self, response: str, finished: bool, sample: PromptSample) -> float: ...
-
-    def grade(self, response: str, finished: bool, sample: PromptSample) -> Graded:
-        """The score, with what else the function returned."""
-
-
-class CheckedReward:
-    """A reward function that gets the arguments it names, and whose every result is a finite float.
-
-    Raises:
-        RewardError: it raised, even `SystemExit`, or returned something else; names the function, the sample and the
-            response.
-    """
-
-    def __init__(self, function: Function, name: str, arguments: tuple[str, ...]) -> None:
-        self._function = function
-        self._name = name
-        self._arguments = arguments
-
-    def __call__(self, response: str, finished: bool, sample: PromptSample) -> float:
-        return self.grade(response, finished, sample).score
-
-    def grade(self, response: str, finished: bool, sample: PromptSample) -> Graded:
-        """The score, with what else the function returned; 0 where it says that the record cannot be graded."""
-        available = offered(response, finished, sample)
-        try:
-            return as_graded(self._function(**{name: available[name] for name in self._arguments}))
-        except UngradableError as error:
-            return Graded(0.0, ungradable=words_of(error) or one_line(error))
-        except ContractError as error:
-            raise RewardError(f"{self._where(response, sample)} {error}") from error
-        except BaseException as error:  # Ctrl-C does not reach a worker: KeyboardInterrupt is the function's as well
-            raise RewardError(f"{self._where(response, sample)} raised {one_line(error)}") from error
-
-    def _where(self, response: str, sample: PromptSample) -> str:
-        place = f" ({sample.location})" if sample.file else ""
-        return (
-            f"reward.function={self._name}: on prompt {sample.index} of data source {sample.data_source!r}{place}, "
-            f"response {shown(response)}, it"
-        )
-
-
 def load_reward(config: RewardConfig) -> RewardFunction:
-    """The function that `config.function` names, with `config.kwargs` bound.
+    """The functions that `config` names, with `config.kwargs` bound.
+
+    Of several functions each gets those of the keyword arguments that it has a parameter for.
 
     Raises:
         RewardError: no such builtin, file, module or function, or it does not take the arguments that there are.
     """
-    name = config.function
-    module, attribute = _parts(name)
-    function = getattr(_load_module(name, module), attribute, None)
-    if not callable(function):
-        raise RewardError(f"reward.function={name}: {module} has no function {attribute!r}")
-    try:
-        arguments = arguments_taken(function, config.kwargs)
-    except ContractError as error:
-        raise RewardError(f"reward.function={name}: {error}") from error
-    return CheckedReward(partial(function, **config.kwargs), name, arguments)
+    limits = Limits(config.timeout, config.concurrency, config.failed_score, config.max_failed_ratio)
+    found = {name: _find(config, name) for name in config.names}
+    kwargs = _kwargs_of_each(config, found)
+    functions = [_checked(config, name, function, kwargs[name], limits) for name, function in found.items()]
+    return Reward(functions, labels(config.names), config.weights or [1.0] * len(functions), limits)
 
 
-def load_sample_check(config: RewardConfig) -> SampleCheck:
+def load_sample_check(name: str) -> SampleCheck:
     """What a built-in reward refuses in a record, as `UngradableError`."""
-    module, _ = _parts(config.function)
-    check: SampleCheck = _load_module(config.function, module).check_sample
+    key_and_name = f"reward.function={name}"
+    module, _ = _parts(key_and_name, name)
+    check: SampleCheck = _load_module(key_and_name, module).check_sample
     return check
 
 
-def _parts(name: str) -> tuple[str, str]:
+def labels(names: Sequence[str]) -> list[str]:
+    """A short name for each function, by which its scores are logged: the last part of its own, numbered if it is not
+    the first such."""
+    short = [re.split(r"[:/]", name.rstrip("/"))[-1] for name in names]
+    seen = [short[:place].count(label) for place, label in enumerate(short)]
+    return [f"{label}_{before + 1}" if before else label for label, before in zip(short, seen, strict=True)]
+
+
+def _find(config: RewardConfig, name: str) -> Function:
+    if is_remote(name):
+        return RemoteReward(name, config.timeout, config.retries)
+    what = _key_and_name(config, name)
+    module, attribute = _parts(what, name)
+    function: Any = getattr(_load_module(what, module), attribute, None)
+    if not callable(function):
+        raise RewardError(f"{what}: {module} has no function {attribute!r}")
+    return cast("Function", function)
+
+
+def _kwargs_of_each(config: RewardConfig, found: Mapping[str, Function]) -> dict[str, dict[str, Any]]:
+    if len(found) == 1:
+        return dict.fromkeys(found, config.kwargs)
+    taken = {name: {} for name in found}  # type: dict[str, dict[str, Any]]
+    for name, function in found.items():
+        with _contract_errors(_key_and_name(config, name)):
+            taken[name] = {key: value for key, value in config.kwargs.items() if can_take(function, key)}
+    for key in config.kwargs:
+        if not any(key in kwargs for kwargs in taken.values()):
+            raise RewardError(f"{config}: reward.kwargs.{key}: none of them has such a parameter")
+    return taken
+
+
+def _checked(
+    config: RewardConfig, name: str, function: Function, kwargs: Mapping[str, Any], limits: Limits
+) -> CheckedFunction:
+    what = _key_and_name(config, name)
+    with _contract_errors(what):
+        arguments = SENT if isinstance(function, RemoteReward) else arguments_taken(function, kwargs)
+        check_kwargs_are_free(kwargs)
+    longest = function.longest if isinstance(function, RemoteReward) else config.timeout
+    return CheckedFunction(partial(function, **kwargs), what, arguments, limits, longest)
+
+
+@contextmanager
+def _contract_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ContractError as error:
+        raise RewardError(f"{what}: {error}") from error
+
+
+def _key_and_name(config: RewardConfig, name: str) -> str:
+    return f"reward.function={name}" if config.function is not None else f"reward.functions: {name}"
+
+
+def _parts(what: str, name: str) -> tuple[str, str]:
     module, _, attribute = BUILTIN_REWARDS.get(name, name).rpartition(":")
     if not module or not attribute:
-        raise RewardError(
-            f"reward.function={name}: must be {', '.join(BUILTIN_REWARDS)}, path/to/file.py:name or package.module:name"
-        )
+        raise RewardError(f"{what}: must be {KINDS}")
     return module, attribute
 
 
-def _load_module(name: str, module: str) -> ModuleType:
+def _load_module(what: str, module: str) -> ModuleType:
     try:
-        return import_file(_file(name, module)) if module.endswith(".py") else importlib.import_module(module)
+        return import_file(_file(what, module)) if module.endswith(".py") else importlib.import_module(module)
     except RewardError:
         raise
     except ImportRefusedError as error:
-        raise RewardError(f"reward.function={name}: {error}") from error
+        raise RewardError(f"{what}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise RewardError(f"reward.function={name}: cannot import {module}: {one_line(error)}") from error
+        raise RewardError(f"{what}: cannot import {module}: {one_line(error)}") from error
 
 
-def _file(name: str, module: str) -> Path:
+def _file(what: str, module: str) -> Path:
     path = Path(module).expanduser().absolute()
     if not path.is_file():
-        raise RewardError(f"reward.function={name}: {path} is no file; name an existing one as path/to/file.py:name")
+        raise RewardError(f"{what}: {path} is no file; name an existing one as path/to/file.py:name")
     return path

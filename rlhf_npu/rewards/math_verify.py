@@ -93,7 +93,11 @@ class MathGrader:
 
     def _answer(self, question: dict[str, str]) -> bool:
         with self._lock:
-            reply = self._ask(question)
+            try:
+                reply = self._ask(question)
+            except BaseException:  # interrupted: the answer to this question would be taken for that to the next
+                self.close()
+                raise
         if "error" in reply:
             raise UngradableError(reply["error"])
         return bool(reply["right"])

@@ -25,7 +25,9 @@ from typing import IO, Any
 from rlhf_npu.config import RewardConfig
 from rlhf_npu.data.sample import PromptSample
 from rlhf_npu.errors import RewardError
-from rlhf_npu.rewards.loading import RewardFunction, load_reward
+from rlhf_npu.rewards.contract import Response
+from rlhf_npu.rewards.grading import RewardFunction
+from rlhf_npu.rewards.loading import load_reward
 
 SECONDS = 30.0
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG
@@ -97,7 +99,7 @@ def _run_child(request: IO[bytes], replies: int, log: IO[bytes], seconds: float)
 
 
 def _outcome(config: RewardConfig, lines: list[dict[str, Any]], status: int | None, log: str, seconds: float) -> Trial:
-    name = f"reward.function={config.function}"
+    name = str(config)
     answers = [line["seconds"] for line in lines if "seconds" in line]
     trial = Trial(len(answers), sum(answers))
     failure = next((line for line in lines if "error" in line), None)
@@ -124,21 +126,23 @@ def _answer(request: IO[bytes], replies: IO[str]) -> None:
     config, samples = pickle.load(request)
     try:
         reward = load_reward(config)
-        for sample in samples:
-            for response in ("", _as_response(sample)):
-                _write(replies, seconds=_seconds(reward, response, sample))
+        responses = [Response(text, True, sample) for sample in samples for text in ("", _as_response(sample))]
+        for part in [responses] if reward.scores_batches else [[response] for response in responses]:
+            seconds = _seconds(reward, part) / len(part)
+            for _ in part:
+                _write(replies, seconds=seconds)
         _write(replies, finished=True)
     except RewardError as error:
         text = "".join(traceback.format_exception(error))
         _write(replies, error=str(error), workers_own=_is_workers_own(error.__cause__), traceback=text)
     except KeyboardInterrupt:  # Ctrl-C does not reach this process
-        text = f"reward.function={config.function}: it raises KeyboardInterrupt when it is imported"
+        text = f"{config}: it raises KeyboardInterrupt when it is imported"
         _write(replies, error=text, workers_own=False, traceback=traceback.format_exc())
 
 
-def _seconds(reward: RewardFunction, response: str, sample: PromptSample) -> float:
+def _seconds(reward: RewardFunction, responses: Sequence[Response]) -> float:
     start = time.perf_counter()
-    reward(response, True, sample)
+    reward.grade_all(responses)
     return time.perf_counter() - start
 
 

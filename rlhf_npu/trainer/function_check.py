@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from rlhf_npu.data.prompts import PromptSample
 from rlhf_npu.errors import EngineMismatchError
 from rlhf_npu.hybrid.same_function import FunctionReport
+from rlhf_npu.hybrid.switch_plan import Stage
 from rlhf_npu.workers.worker_group import WorkerGroup
 
 PROMPTS = 4
@@ -35,15 +36,14 @@ class FunctionCheck:
         self._warn = warn
 
     def before_training(self) -> None:
-        """Compare the engines as they were loaded, and once more after a reshard of the same weights.
+        """Send the rollout engine its first weights, those that the trainer has read, and compare the engines.
 
         Raises:
             EngineMismatchError: they compute different functions.
             ReshardError: the weights cannot be resharded.
         """
-        self._compare("as loaded", resharded=False)
         self._workers.call("rehearse_reshard")
-        self._compare("after a reshard of unchanged weights")
+        self._compare("before training", trained=False)
 
     def after_training(self, step: int) -> None:
         """Compare the engines after the reshard of trained weights.
@@ -53,9 +53,12 @@ class FunctionCheck:
         """
         self._compare(f"after the reshard of step {step}")
 
-    def _compare(self, when: str, resharded: bool = True) -> None:
+    def _compare(self, when: str, trained: bool = True) -> None:
         start = time.perf_counter()
-        reports: list[FunctionReport] = self._workers.call("compare_functions", self._prompts)
+        self._workers.call("enter", Stage.GENERATE)
+        self._workers.call("rollout_scores", self._prompts)
+        self._workers.call("enter", Stage.LOG_PROB)
+        reports: list[FunctionReport] = self._workers.call("compare_functions")
         seconds = time.perf_counter() - start
         worst = max(reports, key=lambda report: (not report.same, report.worst.mean))
         if worst.same:
@@ -63,32 +66,34 @@ class FunctionCheck:
                 f"trainer and rollout engine compute the same function {when}: {_agreement(worst)} ({seconds:.2f} s)"
             )
         elif self._stops:
-            raise EngineMismatchError(self._complaint(worst, when, resharded))
+            raise EngineMismatchError(self._complaint(worst, when, trained))
         else:
-            self._warn(self._complaint(worst, when, resharded))
+            self._warn(self._complaint(worst, when, trained))
 
-    def _complaint(self, report: FunctionReport, when: str, resharded: bool) -> str:
+    def _complaint(self, report: FunctionReport, when: str, trained: bool) -> str:
         return (
             f"trainer and rollout engine compute different functions {when}. {report.worst}. The trainer's attention "
             f"is {report.trainer_attention}, the rollout engine's {report.rollout_attention}. "
-            f"{self._cause(report, resharded)} With trainer.on_engine_mismatch=warn the run goes on regardless."
+            f"{self._cause(report, trained)} With trainer.on_engine_mismatch=warn the run goes on regardless."
         )
 
-    def _cause(self, report: FunctionReport, resharded: bool) -> str:
+    def _cause(self, report: FunctionReport, trained: bool) -> str:
         reading, generating, training = (comparison.same for comparison in report.comparisons)
         if reading and generating and not training:
             return "The likely cause is noise in training mode, such as dropout, which the model's code adds by itself."
-        if resharded:
+        if trained:
             return "The likely cause is that weights did not come where they belong when they were resharded."
         if reading:
             return (
                 "The likely cause is the rollout engine's cache, or how it samples: it reads the same tokens rightly."
             )
-        if report.trainer_attention != "eager" and all(
-            self._workers.call("agrees_with_eager_attention", self._prompts)
-        ):
+        if report.trainer_attention != "eager" and all(self._workers.call("agrees_with_eager_attention")):
             return "With eager attention they agree: set actor_rollout_ref.model.attn_implementation=eager."
-        return "The likely cause is a model that one of the two libraries computes differently, or loads differently."
+        return (
+            "The likely cause is a model that one of the two libraries computes differently, or whose weights did not "
+            "come where they belong in the rollout engine: `python scripts/preflight.py --model PATH`, where the "
+            "rollout engine first reads the folder itself, tells which."
+        )
 
 
 def few_prompts(prompts: Sequence[PromptSample]) -> list[tuple[int, ...]]:

@@ -9,27 +9,33 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_npu.config import PPOConfig
+from rlhf_npu.config import PPOConfig, RootConfig
 from rlhf_npu.data.builtin import resolve
 from rlhf_npu.data.loader import PromptLoader
 from rlhf_npu.data.problems import DataProblems
 from rlhf_npu.data.prompts import PromptDataset, PromptSample, collect_prompts
-from rlhf_npu.engines.model_fit import check_fit, check_prompt_ids
+from rlhf_npu.engines.model_fit import POLICY, check_fit, check_prompt_ids
 from rlhf_npu.engines.model_folder import check_model
 from rlhf_npu.errors import DeviceError
-from rlhf_npu.interrupts import INTERRUPTED, interruptible, raise_if_interrupted
+from rlhf_npu.hybrid.memory.memory_plan import MemoryPlan, check_memory
+from rlhf_npu.hybrid.switch_plan import SwitchPlan
+from rlhf_npu.interrupts import raise_if_interrupted
 from rlhf_npu.platform import Platform, detect_platform
 from rlhf_npu.run_id import new_run_id
-from rlhf_npu.trainer.driver_log import logged_traceback
 from rlhf_npu.trainer.function_check import FunctionCheck
+from rlhf_npu.trainer.interruption import interruptible_run, run_folder
 from rlhf_npu.trainer.learning_curve import draw_learning_curve
-from rlhf_npu.trainer.output import OutputFolder, claim_folder
+from rlhf_npu.trainer.memory_picture import draw_memory
+from rlhf_npu.trainer.output import OutputFolder
+from rlhf_npu.trainer.plan_watch import PlanWatch
 from rlhf_npu.trainer.ppo import PPOTrainer
 from rlhf_npu.trainer.ray_session import check_cluster, cluster_address, ray_session
-from rlhf_npu.trainer.rehearsal import rehearse_end
+from rlhf_npu.trainer.rehearsal import check_host_memory, rehearse_end
 from rlhf_npu.trainer.start_checks import check_data_and_reward
-from rlhf_npu.trainer.terminal import Terminal
-from rlhf_npu.trainer.trackers import Trackers
+from rlhf_npu.trainer.switch_record import SwitchRecord
+from rlhf_npu.trainer.terminal import PPO_LINE, Terminal
+from rlhf_npu.trainer.trackers import Trackers, watchers_of
+from rlhf_npu.workers.hybrid_worker import HybridWorker
 from rlhf_npu.workers.worker_group import WorkerGroup
 
 
@@ -40,12 +46,8 @@ def train_ppo(config: PPOConfig) -> None:
         RlhfNpuError: what is wrong with the configuration, the data, the model, the devices or the reward.
         SystemExit: with code 130 after Ctrl-C, when every worker has stopped.
     """
-    try:
-        with interruptible():
-            _train(config)
-    except KeyboardInterrupt:
-        print("interrupted")
-        raise SystemExit(INTERRUPTED) from None
+    with interruptible_run():
+        _train(config)
 
 
 def _train(config: PPOConfig) -> None:
@@ -58,26 +60,26 @@ def _train(config: PPOConfig) -> None:
     check_prompt_ids((prompts, held_out), tokenizer, policy.vocabulary)
     loader = PromptLoader(prompts, config.data.train_batch_size, config.data.shuffle, config.data.seed)
     total_steps = config.trainer.total_training_steps or config.trainer.total_epochs * len(loader)
-    warnings = rehearse_end(local, policy, tokenizer, total_steps)
+    memory = check_memory(local, policy, platform)
+    model = local.actor_rollout_ref.model
+    warnings = rehearse_end(local, model, POLICY, policy, tokenizer, total_steps)
+    check_host_memory(local)
 
-    terminal = Terminal(total_steps)
+    terminal = Terminal(total_steps, PPO_LINE)
     terminal.console.print(config.batch_math.table())
     terminal.console.print(f"{describe(prompts, 'training')}; {describe(held_out, 'held-out')}")
-    terminal.warn(*warnings)
+    terminal.console.print(str(memory), soft_wrap=True)
+    terminal.warn(*config.warnings(), *warnings)
     check_data_and_reward(local, [prompts, held_out], terminal)
     raise_if_interrupted()
-    try:
-        with claim_folder(config) as output, logged_traceback(output.path / "logs" / "driver.log"):
-            run(local, platform, loader, list(held_out), total_steps, terminal, output)
-    except KeyboardInterrupt:
-        results = f"results so far are in {output.path}" if output.kept else "training had not begun"
-        terminal.console.print(f"interrupted; all workers have stopped; {results}", soft_wrap=True)
-        raise SystemExit(INTERRUPTED) from None
+    with run_folder(config, terminal) as output:
+        run(local, platform, memory, loader, list(held_out), total_steps, terminal, output)
 
 
 def run(
     config: PPOConfig,
     platform: Platform,
+    memory: MemoryPlan,
     loader: PromptLoader,
     held_out: list[PromptSample],
     total_steps: int,
@@ -89,12 +91,16 @@ def run(
     math = config.batch_math
     with (
         ray_session(config),
-        WorkerGroup(config, platform, new_run_id(), output.path) as workers,
-        Trackers(config, output, terminal) as trackers,
+        WorkerGroup(HybridWorker, config, platform, new_run_id(), output.path, math.tensor_parallel) as workers,
+        Trackers(config, output, terminal, watchers_of(config, output)) as trackers,
+        SwitchRecord(output.trace, terminal) as switches,
     ):
         with terminal.working(f"starting {workers.world_size} workers; their logs are in {output.path / 'logs'}"):
             actor_steps = max(0, total_steps - config.trainer.critic_warmup)
-            workers.start((actor_steps * math.actor_optimizer_steps, total_steps * math.critic_optimizer_steps))
+            optimizer_steps = actor_steps * math.actor_optimizer_steps, total_steps * math.critic_optimizer_steps
+            plan: SwitchPlan = workers.start(optimizer_steps, memory)[0]
+        terminal.say(str(plan))
+        plans = PlanWatch(config, memory.device, plan, say=terminal.say, warn=terminal.warn)
         check = FunctionCheck(
             workers,
             next(loader.batches(epoch=0)),
@@ -104,8 +110,10 @@ def run(
         )
         check.before_training()
         output.keep()
-        PPOTrainer(config, workers, loader, held_out, check, trackers, output, total_steps).fit()
+        PPOTrainer(config, workers, plans, loader, held_out, check, trackers, switches, output, total_steps).fit()
     draw_learning_curve(trackers.history, output.learning_curve)
+    if switches.last_step is not None:
+        draw_memory(switches.last_step, output.memory_picture)
     terminal.summary(trackers.history, str(output.path), time.perf_counter() - start)
 
 
@@ -124,7 +132,12 @@ def with_local_paths(config: PPOConfig) -> PPOConfig:
     policy = replace(policy, model=replace(policy.model, path=local_model(policy.model.path)))
     if critic.model.path is not None and config.has_critic:
         critic = replace(critic, model=replace(critic.model, path=local_model(critic.model.path)))
-    reward = replace(config.reward, function=local_function(config.reward.function))
+    function, functions = config.reward.function, config.reward.functions
+    reward = replace(
+        config.reward,
+        function=None if function is None else local_function(function),
+        functions=[local_function(name) for name in functions],
+    )
     return replace(config, data=data, actor_rollout_ref=policy, critic=critic, reward=reward)
 
 
@@ -153,7 +166,7 @@ def load_data(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Pr
     return prompts, held_out[:most] if most else held_out
 
 
-def check_devices(config: PPOConfig, platform: Platform) -> None:
+def check_devices(config: RootConfig, platform: Platform) -> None:
     """Refuse more devices than this machine has, unless Ray runs on a cluster that RAY_ADDRESS names.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import TextIO
 
 from omegaconf import OmegaConf
 
-from rlhf_npu.config import PPOConfig
+from rlhf_npu.config import RootConfig
 from rlhf_npu.errors import ConfigError
 
 KEY = "trainer.default_local_dir"
@@ -22,7 +22,7 @@ LOGS = "logs"
 
 
 class OutputFolder:
-    """`config.yaml`, `metrics.jsonl`, `tensorboard/`, `rollouts/`, `validation/`, `logs/`, models and curve."""
+    """`config.yaml`, metrics, `rollouts/`, `validation/`, `logs/`, `trace.json`, models and pictures."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()
@@ -50,11 +50,21 @@ class OutputFolder:
         """The picture of held-out and training reward."""
         return self.path / "learning_curve.png"
 
+    @property
+    def memory_picture(self) -> Path:
+        """The picture of the device's memory over the last step."""
+        return self.path / "memory.png"
+
+    @property
+    def trace(self) -> Path:
+        """The Chrome trace of stages and switches."""
+        return self.path / "trace.json"
+
     def model_folder(self, step: int, final: bool) -> Path:
         """Where the policy of `step` is saved; the last one is called `model`."""
         return self.path / ("model" if final else f"model_step_{step}")
 
-    def claim(self, config: PPOConfig) -> bool:
+    def claim(self, config: RootConfig) -> bool:
         """Make the folder and write the resolved configuration into it; False if it is another run's.
 
         Of several processes that claim a folder at the same time one gets it.
@@ -115,7 +125,7 @@ class OutputFolder:
 
 
 @contextmanager
-def claim_folder(config: PPOConfig) -> Iterator[OutputFolder]:
+def claim_folder(config: RootConfig) -> Iterator[OutputFolder]:
     """A folder that no other run writes to; given back if the run ends before training has begun.
 
     Raises:
@@ -132,7 +142,7 @@ def claim_folder(config: PPOConfig) -> Iterator[OutputFolder]:
         raise
 
 
-def _claimed(config: PPOConfig) -> OutputFolder:
+def _claimed(config: RootConfig) -> OutputFolder:
     first = OutputFolder(config.trainer.default_local_dir).path
     if COPY_OF_WORKING_FOLDER in first.parts:
         raise ConfigError(
@@ -142,6 +152,7 @@ def _claimed(config: PPOConfig) -> OutputFolder:
     names = itertools.chain([first.name], (f"{first.name}-{number}" for number in itertools.count(2)))
     for name in names if config.trainer.is_folder_by_clock else [first.name]:
         output = OutputFolder(first.with_name(name))
-        if output.claim(replace(config, trainer=replace(config.trainer, default_local_dir=str(output.path)))):
+        trainer = replace(config.trainer, default_local_dir=str(output.path))
+        if output.claim(replace(config, trainer=trainer)):  # type: ignore[type-var]  # each root is a dataclass
             return output
     raise ConfigError(f"{KEY}={first}: there is a run in it already; name another folder")

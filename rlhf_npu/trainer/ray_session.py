@@ -13,7 +13,7 @@ import psutil
 import ray
 from ray.exceptions import AuthenticationError, RayError
 
-from rlhf_npu.config import PPOConfig
+from rlhf_npu.config import RootConfig
 from rlhf_npu.edges import causes, one_line
 from rlhf_npu.errors import ClusterError
 from rlhf_npu.interrupts import raise_if_interrupted, raise_once
@@ -57,7 +57,7 @@ def check_cluster() -> None:
 
 
 @contextmanager
-def ray_session(config: PPOConfig) -> Iterator[None]:
+def ray_session(config: RootConfig) -> Iterator[None]:
     """Join or start the cluster; on leaving, a cluster of one's own ends.
 
     Raises:
@@ -76,7 +76,7 @@ def ray_session(config: PPOConfig) -> Iterator[None]:
         raise_once()  # ray.shutdown takes it away
 
 
-def _start(config: PPOConfig) -> None:
+def _start(config: RootConfig) -> None:
     address = cluster_address()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "critical"}
     if address is None:

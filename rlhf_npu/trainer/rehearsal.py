@@ -11,7 +11,7 @@ import psutil
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_npu.config import PPOConfig
+from rlhf_npu.config import ModelConfig, PPOConfig, RootConfig, TrainerConfig
 from rlhf_npu.edges import errors_as
 from rlhf_npu.engines.model_fit import Skeleton, quiet
 from rlhf_npu.engines.models import save_surroundings
@@ -26,9 +26,18 @@ GIB = 1 << 30
 
 
 def rehearse_end(
-    config: PPOConfig, policy: Skeleton, tokenizer: PreTrainedTokenizerBase, total_steps: int
+    config: RootConfig,
+    model: ModelConfig,
+    key: str,
+    skeleton: Skeleton,
+    tokenizer: PreTrainedTokenizerBase,
+    total_steps: int,
 ) -> list[str]:
     """Try what the end of a run needs: saving, trackers, the picture, room on the disk. Leaves nothing behind.
+
+    Args:
+        model: what is trained and saved.
+        key: that names its folder.
 
     Returns warnings: what lets a run begin, and perhaps not end well.
 
@@ -42,9 +51,8 @@ def rehearse_end(
     check_trackers(config.trainer)
     check_learning_curve()
     with quiet():
-        _check_saving(config.actor_rollout_ref.model.path, policy, tokenizer)
-    _check_host_memory(config)
-    return [*warnings, *_check_room(config, parent, policy, total_steps)]
+        _check_saving(f"{key}={model.path}", Path(model.path), skeleton, tokenizer)
+    return [*warnings, *_check_room(config.trainer, parent, skeleton.parameters, model.dtype, total_steps)]
 
 
 def check_output_folder(path: str) -> Path:
@@ -99,29 +107,34 @@ def _try_writing(folder: Path) -> None:
         pass
 
 
-def _check_saving(path: str, policy: Skeleton, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_saving(what: str, source: Path, skeleton: Skeleton, tokenizer: PreTrainedTokenizerBase) -> None:
     with (
-        errors_as(ModelError, f"actor_rollout_ref.model.path={path}: what surrounds the weights could not be saved"),
+        errors_as(ModelError, f"{what}: what surrounds the weights could not be saved"),
         tempfile.TemporaryDirectory(prefix="rlhf_npu_") as folder,
     ):
-        save_surroundings(policy.module.config, tokenizer, Path(path), Path(folder))
+        save_surroundings(skeleton.module.config, tokenizer, source, Path(folder))
 
 
-def _check_host_memory(config: PPOConfig) -> None:
+def check_host_memory(config: PPOConfig) -> None:
+    """Check that the rollout's KV cache fits on this machine, where it is the device.
+
+    Raises:
+        ConfigError: it does not.
+    """
     wanted, total = config.actor_rollout_ref.rollout.kv_cache_memory_gb, psutil.virtual_memory().total / GIB
     if config.trainer.device == "cpu" and wanted > total:
         raise ConfigError(f"{KV_CACHE}={wanted:g}: this machine has {total:.0f} GiB of memory; set it lower")
 
 
-def _check_room(config: PPOConfig, folder: Path, policy: Skeleton, total_steps: int) -> list[str]:
-    dtype: torch.dtype = getattr(torch, config.actor_rollout_ref.model.dtype)
-    model, free = policy.parameters * dtype.itemsize / GB, shutil.disk_usage(folder).free / GB
+def _check_room(trainer: TrainerConfig, folder: Path, parameters: int, dtype_name: str, total_steps: int) -> list[str]:
+    dtype: torch.dtype = getattr(torch, dtype_name)
+    model, free = parameters * dtype.itemsize / GB, shutil.disk_usage(folder).free / GB
     if model > free:
         raise ConfigError(
-            f"{OUTPUT}={config.trainer.default_local_dir}: the model takes {model:.1f} GB, and {free:.1f} GB are free "
+            f"{OUTPUT}={trainer.default_local_dir}: the model takes {model:.1f} GB, and {free:.1f} GB are free "
             "there; make room, or name a folder on another disk"
         )
-    every = config.trainer.save_freq
+    every = trainer.save_freq
     models = 1 + ((total_steps - 1) // every if every else 0)
     if models * model <= free:
         return []

@@ -1,12 +1,32 @@
-"""Warns of rewards that say nothing."""
+"""Warns of rewards that say nothing, and ends a run whose rewards fail."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_npu.trainer.metrics import UNGRADABLE, ZERO_STD, Metrics
+from rlhf_npu.errors import RewardError
+from rlhf_npu.roles.scoring import failures_allowed
+from rlhf_npu.trainer.metrics import FAILED, UNGRADABLE, ZERO_STD, Metrics, of_all
+from rlhf_npu.workers.hybrid_worker import Samples
 
 PATIENCE = 5
+
+
+def check_failures(samples: Sequence[Samples], max_failed_ratio: float) -> None:
+    """End the run where more responses of all ranks than may could not be scored.
+
+    Raises:
+        RewardError: says how many, and why the first.
+    """
+    failures = [failure for shard in samples for failure in shard.failures]
+    reasons = [failure for failure in failures if failure is not None]
+    allowed = failures_allowed(max_failed_ratio, len(failures))
+    if len(reasons) > allowed:
+        raise RewardError(
+            f"reward.max_failed_ratio={max_failed_ratio:g} allows {allowed} of {len(failures)} responses to fail, and "
+            f"{len(reasons)} have; the first: {reasons[0]}"
+        )
 
 
 class RewardSignal:
@@ -61,10 +81,52 @@ class Ungradable:
 
     def observe(self, metrics: Metrics, step: int) -> list[str]:  # noqa: ARG002
         """The warning, after the first such response."""
-        if self._warned or not metrics.get(UNGRADABLE):
+        share = _share_of_all(metrics, UNGRADABLE)
+        if self._warned or not share:
             return []
         self._warned = True
-        return [f"{metrics[UNGRADABLE]:.1%} of the responses could not be graded and got 0. {self._advice()}"]
+        return [f"{share:.1%} of the responses could not be graded and got 0. {self._advice()}"]
 
     def _advice(self) -> str:
         return f"The reasons are under 'ungradable' in {self._rollouts}; {UNGRADABLE} tells how many in each step"
+
+
+class Failed:
+    """Warns once where a reward function failed to score a response."""
+
+    def __init__(self, rollouts: Path) -> None:
+        self._rollouts = rollouts
+        self._warned = False
+
+    def observe(self, metrics: Metrics, step: int) -> list[str]:  # noqa: ARG002
+        """The warning, after the first such response."""
+        share = _share_of_all(metrics, FAILED)
+        if self._warned or not share:
+            return []
+        self._warned = True
+        what = f"the reward failed on {share:.2%} of the responses, which got reward.failed_score"
+        reasons = f"The reasons are under 'failed' in {self._rollouts}"
+        return [f"{what}. {reasons}; {FAILED} tells how many in each step, and reward.max_failed_ratio how many may"]
+
+
+def _share_of_all(metrics: Metrics, name: str) -> float:
+    """Of all responses that were generated, where groups are filtered."""
+    return metrics.get(of_all(name), metrics.get(name, 0.0))
+
+
+class Filled:
+    """Warns once where too few prompts had responses that differ, so that others filled the batch."""
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def observe(self, metrics: Metrics, step: int) -> list[str]:  # noqa: ARG002
+        """The warning, after the first such step."""
+        filled = metrics.get("filter_groups/filled")
+        if self._warned or not filled:
+            return []
+        self._warned = True
+        most = f"algorithm.filter_groups.max_num_gen_batches={metrics['filter_groups/rounds']:.0f}"
+        what = f"{filled:.0f} prompts whose responses are all worth the same filled the batch"
+        advice = "filter_groups/filled tells how many in each step. Are prompts too hard or too easy?"
+        return [f"{most} batches were generated, and {what}; {advice}"]

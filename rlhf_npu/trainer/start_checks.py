@@ -27,23 +27,24 @@ def check_data_and_reward(config: PPOConfig, prompts: Sequence[Sequence[PromptSa
         DataError: names file and row of what is wrong.
         RewardError: there is no such function, it cannot be called, or it failed.
     """
-    if config.reward.function in BUILTIN_REWARDS:
-        _check_records(config.reward, [*chain.from_iterable(prompts)], terminal)
-    else:
+    for name in config.reward.names:
+        if name in BUILTIN_REWARDS:
+            load_reward(config.reward)
+            _check_records(config.reward, name, [*chain.from_iterable(prompts)], terminal)
+    if not set(config.reward.names) <= set(BUILTIN_REWARDS):
         _try_function(config.reward, prompts, terminal)
 
 
-def _check_records(config: RewardConfig, samples: list[PromptSample], terminal: Terminal) -> None:
-    load_reward(config)
-    check = load_sample_check(config)
-    what = f"checking {len(samples):,} ground truths for reward.function={config.function}"
+def _check_records(config: RewardConfig, name: str, samples: list[PromptSample], terminal: Terminal) -> None:
+    check = load_sample_check(name)
+    what = f"checking {len(samples):,} ground truths for {config}"
     with terminal.working(f"{what}, for {record_checks.SECONDS:g} s at most"):
         try:
             done = record_checks.check_records(check, samples, record_checks.SECONDS)
         except RewardError:
             raise
         except RuntimeError as error:
-            raise RewardError(f"reward.function={config.function}: {error}") from error
+            raise RewardError(f"{config}: {name}: {error}") from error
     terminal.console.print(str(done))
     if done.checked < done.records:
         terminal.warn(
@@ -53,7 +54,7 @@ def _check_records(config: RewardConfig, samples: list[PromptSample], terminal: 
 
 def _try_function(config: RewardConfig, prompts: Sequence[Sequence[PromptSample]], terminal: Terminal) -> None:
     samples = _one_of_each_task(prompts)
-    what = f"trying reward.function={config.function} on {len(samples)} of the prompts"
+    what = f"trying {config} on {len(samples)} of the prompts"
     with terminal.working(f"{what}, for {trial.SECONDS:g} s at most"):
         result = trial.try_reward(config, samples, trial.SECONDS)
     if result.warning:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import fmean
 
@@ -34,8 +34,12 @@ TIME_PARTS = (
     ("train: actor", ("update_actor",)),
     ("wake up", ("wake_up",)),
     ("reshard", ("reshard",)),
+    ("train", ("update",)),
+    ("validate", ("testing",)),
+    ("save", ("save_checkpoint",)),
 )
-LINE = (
+Line = Sequence[tuple[str, str, str]]
+PPO_LINE = (
     ("reward", "critic/score/mean", "{:.3f}"),
     ("loss", "actor/pg_loss", "{:+.4f}"),
     ("kl", "actor/ppo_kl", "{:.1e}"),
@@ -51,7 +55,9 @@ LINE = (
 class Terminal:
     """The tracker behind `console`."""
 
-    def __init__(self, total_steps: int, console: Console | None = None) -> None:
+    def __init__(self, total_steps: int, line: Line, console: Console | None = None) -> None:
+        """Print nothing yet; `line` has the label, the metric and the format of what a step's line shows."""
+        self._line = line
         self.console = console or Console()
         self._total_steps = total_steps
         self._progress = Progress(
@@ -75,6 +81,16 @@ class Terminal:
             bar.add_task(what, total=None)
             yield
 
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Say what takes long now, with a bar where there is a terminal; what it yields moves the bar on."""
+        self.console.print(f"{what} ...", style="dim", markup=False, soft_wrap=True)
+        text = TextColumn("{task.description}", markup=False)
+        columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.advance(task, done)
+
     def say(self, line: str) -> None:
         """Print a line that is not a step's."""
         self.console.print(Text(line, "dim"), soft_wrap=True)
@@ -84,7 +100,7 @@ class Terminal:
         if step > 0:
             self._progress.start()
             self._progress.update(self._task, completed=step)
-        shown = [f"{label} {pattern.format(metrics[name])}" for label, name, pattern in LINE if name in metrics]
+        shown = [f"{label} {pattern.format(metrics[name])}" for label, name, pattern in self._line if name in metrics]
         held_out = [
             f"[bold]{escape(name)} {metrics[name]:.3f}[/bold]" for name in metrics if name.startswith(VALIDATION)
         ]
@@ -117,7 +133,8 @@ class Terminal:
         """Print the table of times, how the rewards moved, and where the results lie."""
         self.console.print(self.time_table(history))
         for name, values in _curves(history).items():
-            self.console.print(f"{name}: {values[0]:.3f} -> {values[-1]:.3f} (best {max(values):.3f})", markup=False)
+            best = min(values) if name.endswith("/loss") else max(values)
+            self.console.print(f"{name}: {values[0]:.3f} -> {values[-1]:.3f} (best {best:.3f})", markup=False)
         self.console.print(
             f"{self._total_steps} steps in {seconds:.0f} s; results in {output}", soft_wrap=True, markup=False
         )
@@ -131,6 +148,6 @@ def _curves(history: History) -> dict[str, list[float]]:
     curves: dict[str, list[float]] = {}
     for _, metrics in history:
         for name, value in metrics.items():
-            if name.startswith(VALIDATION) or name == "critic/score/mean":
+            if name.startswith(VALIDATION) or name in ("critic/score/mean", "train/loss"):
                 curves.setdefault(name, []).append(value)
     return curves

@@ -5,19 +5,20 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import OmegaConf
 
-from rlhf_npu.config import PPOConfig, TrainerConfig
+from rlhf_npu.config import PPOConfig, RootConfig, TrainerConfig
+from rlhf_npu.config.algorithm import OF_GROUPS
 from rlhf_npu.edges import errors_as, one_line
 from rlhf_npu.errors import ConfigError
 from rlhf_npu.trainer.metrics import Metrics
 from rlhf_npu.trainer.mismatch_watch import MismatchWatch
 from rlhf_npu.trainer.output import OutputFolder
-from rlhf_npu.trainer.reward_signal import RewardSignal, Ungradable
+from rlhf_npu.trainer.reward_signal import Failed, Filled, RewardSignal, Ungradable
 from rlhf_npu.trainer.terminal import Terminal
 from rlhf_npu.trainer.watch import Watch, Watcher
 
@@ -69,7 +70,7 @@ class TensorBoard:
 class WandB:
     """A Weights & Biases run; WANDB_MODE=offline keeps it on this machine."""
 
-    def __init__(self, config: PPOConfig, folder: Path) -> None:
+    def __init__(self, config: RootConfig, folder: Path) -> None:
         import wandb
 
         resolved: Any = OmegaConf.to_container(OmegaConf.structured(config))
@@ -130,7 +131,9 @@ class Trackers:
         ConfigError: a tracker cannot be opened; those opened before are closed.
     """
 
-    def __init__(self, config: PPOConfig, output: OutputFolder, terminal: Terminal) -> None:
+    def __init__(
+        self, config: RootConfig, output: OutputFolder, terminal: Terminal, watchers: Sequence[Watcher] = ()
+    ) -> None:
         makers: dict[str, Callable[[], Tracker]] = {
             "console": lambda: terminal,
             "jsonl": lambda: JsonLines(output.metrics),
@@ -147,12 +150,6 @@ class Trackers:
             except ConfigError:
                 self.close()
                 raise
-        relative = config.algorithm.adv_estimator == "grpo"
-        watchers: list[Watcher] = [
-            RewardSignal(relative, output.rollouts),
-            Ungradable(output.rollouts),
-            MismatchWatch(),
-        ]
         self._trackers["watch"] = Watch(terminal, watchers)
 
     def __enter__(self) -> Trackers:
@@ -179,3 +176,10 @@ class Trackers:
         except Exception as error:  # noqa: BLE001  # whatever a tracker's library raises
             del self._trackers[name]
             self._terminal.warn(f"trainer.logger={name} {failure}: {one_line(error)}")
+
+
+def watchers_of(config: PPOConfig, output: OutputFolder) -> list[Watcher]:
+    """What PPO's loop is watched for."""
+    relative = config.algorithm.adv_estimator in OF_GROUPS
+    rollouts = output.rollouts
+    return [RewardSignal(relative, rollouts), Ungradable(rollouts), Failed(rollouts), Filled(), MismatchWatch()]

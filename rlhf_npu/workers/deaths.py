@@ -24,7 +24,8 @@ def cause_of_death(error: RayError) -> str:
     if END_OF_FILE in text:
         return (
             "its process ended without a word: killed with SIGKILL, most often by the kernel when memory ran out "
-            "(dmesg tells), or crashed"
+            "(dmesg tells), or crashed, or stopped in a reward function's call that cannot be interrupted (its log "
+            "then ends with `Timeout` and the stacks)"
         )
     detail = DETAIL.search(text)
     return detail["detail"] if detail else text.splitlines()[-1] if text else type(error).__name__

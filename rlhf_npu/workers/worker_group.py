@@ -17,15 +17,15 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from rlhf_npu.config import PPOConfig
+from rlhf_npu.config import RootConfig
 from rlhf_npu.data.prompts import PromptSample
 from rlhf_npu.errors import DeviceError, RlhfNpuError, WorkerError
 from rlhf_npu.interrupts import raise_if_interrupted
 from rlhf_npu.platform import Platform
 from rlhf_npu.workers.deaths import cause_of_death
 from rlhf_npu.workers.environment import Rank, static_environment, worker_log
-from rlhf_npu.workers.hybrid_worker import HybridWorker
 from rlhf_npu.workers.shared_memory import end_run, shared_memory_of
+from rlhf_npu.workers.worker_process import WorkerProcess
 
 CLOSE_SECONDS = 10
 POLL_SECONDS = 1
@@ -38,12 +38,27 @@ class WorkerGroup:
     Use as a context manager: leaving it stops every worker and removes what it left in shared memory.
     """
 
-    def __init__(self, config: PPOConfig, platform: Platform, run_id: str, output: Path) -> None:
+    def __init__(
+        self,
+        kind: type[WorkerProcess],
+        config: RootConfig,
+        platform: Platform,
+        run_id: str,
+        output: Path,
+        tensor_parallel: int = 1,
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            kind: of the workers; built with `config` and its place.
+            tensor_parallel: ranks that are dealt the same prompts.
+        """
+        self._kind = kind
         self._config = config
         self._platform = platform
         self._run_id = run_id
         self._output = output
-        self._tensor_parallel = config.actor_rollout_ref.rollout.tensor_model_parallel_size
+        self._tensor_parallel = tensor_parallel
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self._other_nodes: set[str] = set()
@@ -68,10 +83,11 @@ class WorkerGroup:
     def __exit__(self, exception_type: type[BaseException] | None, *_: object) -> None:
         self.close(graceful=exception_type is None)
 
-    def start(self, optimizer_steps: tuple[int, int]) -> None:
-        """Build the engines on every rank."""
+    def start(self, *args: Any) -> list[Any]:
+        """Let all ranks meet and build what they run, by their `start`; results by rank."""
         address, port = self._results([self._actors[0].call.remote("address")])[0]
-        self.call("start", address, port, optimizer_steps)
+        self.call("join", address, port, self._config.trainer.seed)
+        return self.call("start", *args)
 
     def call(self, method: str, *args: Any) -> list[Any]:
         """Call `method` with the same arguments on every rank; results by rank.
@@ -81,6 +97,12 @@ class WorkerGroup:
             WorkerError: a rank died, or raised something else; names the rank and its log.
         """
         return self._results([actor.call.remote(method, *args) for actor in self._actors])
+
+    def call_each(self, method: str, arguments: Sequence[Any]) -> list[Any]:
+        """Call `method` on every rank, each with its own of `arguments`; results and errors as those of `call`."""
+        return self._results(
+            [actor.call.remote(method, own) for actor, own in zip(self._actors, arguments, strict=True)]
+        )
 
     def call_with_prompts(self, method: str, prompts: Sequence[PromptSample], *args: Any) -> list[Any]:
         """Deal `prompts` out to the ranks in turn and call `method`; each rank sees its replica's prompts."""
@@ -132,7 +154,7 @@ class WorkerGroup:
     def _create_actor(self, rank: int) -> Any:
         place = Rank.of(rank, self.world_size, self._config.trainer.n_devices_per_node)
         resource = self._platform.ray_resource
-        actor = ray.remote(HybridWorker).options(
+        actor = ray.remote(self._kind).options(
             name=f"{self._run_id}/rank_{rank}",  # what `ray list actors` and the dashboard show
             num_cpus=1 if resource == "CPU" else 0,
             num_gpus=1 if resource == "GPU" else 0,

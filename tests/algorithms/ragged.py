@@ -22,3 +22,12 @@ def random_batch(seed: int, batch: int, width: int) -> tuple[Tensor, Tensor]:
 def normal(seed: int, *shape: int) -> Tensor:
     """Float64 numbers from the standard normal distribution."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def holed_batch(seed: int, batch: int, width: int) -> tuple[Tensor, Tensor]:
+    """As `random_batch`, with holes inside of responses, as tools' answers leave them."""
+    values, mask = random_batch(seed, batch, width)
+    generator = torch.Generator().manual_seed(seed + 1)
+    mask = mask * (torch.rand(batch, width, generator=generator) < 0.7)
+    mask[0, 0] = 1
+    return values.nan_to_num().masked_fill(mask == 0, torch.nan), mask

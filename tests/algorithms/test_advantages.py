@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_npu.algorithms.advantages import ADVANTAGES, AdvantageInputs, discounted_suffix_sums, gae, grpo
+from rlhf_npu.algorithms.advantages import ADVANTAGES, AdvantageInputs
+from rlhf_npu.algorithms.gae import discounted_suffix_sums, gae
+from rlhf_npu.algorithms.group_advantages import grpo
 from rlhf_npu.config import AlgorithmConfig
-from tests.algorithms.ragged import normal, random_batch
+from tests.algorithms.ragged import holed_batch, normal, random_batch
 
 
 def gae_config(gamma: float, lam: float) -> AlgorithmConfig:
@@ -53,6 +55,12 @@ def test_gae_is_the_sum_in_the_paper(seed: int, width: int, gamma: float, lam: f
     values, mask = random_batch(seed, 4, width)
     rewards, _ = random_batch(seed + 1, 4, width)
     check_gae(torch.where(mask != 0, normal(seed, 4, width), rewards), values, mask, gamma, lam)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
+def test_gae_of_many_chunks_and_blocks_with_holes(lam: float) -> None:
+    values, mask = holed_batch(3, 5, 200)
+    check_gae(normal(4, 5, 200).masked_fill(mask == 0, torch.nan), values, mask, gamma=0.99, lam=lam)
 
 
 def test_gae_steps_over_tokens_that_the_mask_leaves_out() -> None:
@@ -139,7 +147,7 @@ def test_grpo_without_groups_says_so() -> None:
 def test_every_estimator_keeps_dtype_and_ignores_padding() -> None:
     mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     poison = torch.where(mask != 0, torch.ones(2, 3), torch.tensor(math.nan))
-    inputs = AdvantageInputs(poison, mask, poison, torch.tensor([0, 0]))
+    inputs = AdvantageInputs(poison, mask, poison, torch.tensor([0, 0]), torch.tensor([0.5, 0.5]))
     for estimate in ADVANTAGES.values():
         result = estimate(inputs, gae_config(0.9, 0.9))
         for tensor in (result.advantages, result.returns):

@@ -30,6 +30,8 @@ def loss_by_definition(values: Tensor, mask: Tensor, mode: str) -> float:
     ]
     if mode == "token-mean":
         return sum(map(sum, rows)) / sum(map(len, rows))
+    if mode == "token-sum":
+        return sum(map(sum, rows))
     if mode == "seq-mean-token-sum":
         return sum(map(sum, rows)) / len(rows)
     if mode == "seq-mean-token-mean":

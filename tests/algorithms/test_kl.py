@@ -28,7 +28,7 @@ def expectation(name: str, logits: Tensor, reference: Tensor) -> Tensor:
     return (log_p.exp().detach() * KL_ESTIMATORS[name](log_p, log_q)).sum()
 
 
-@pytest.mark.parametrize("name", ["k1", "k3"])
+@pytest.mark.parametrize("name", ["k1", "k3", "k1+", "k3+"])
 def test_the_mean_is_the_divergence(name: str) -> None:
     policy, reference = normal(0, TOKENS), normal(1, TOKENS)
     assert float(expectation(name, policy, reference)) == pytest.approx(float(kl(policy, reference)), rel=1e-12)
@@ -50,9 +50,23 @@ def test_the_expected_gradients() -> None:
         "k1": torch.zeros_like(policy),
         "k2": gradient(kl(policy, reference)),
         "k3": gradient(kl(reference, policy)),
+        "k1+": gradient(kl(policy, reference)),
+        "k3+": gradient(kl(policy, reference)),
     }
     for name, direction in expected.items():
         torch.testing.assert_close(gradient(expectation(name, policy, reference)), direction, rtol=1e-10, atol=1e-12)
+
+
+def test_the_absolute_difference() -> None:
+    log_prob, ref_log_prob = normal(3, 2, 3), normal(4, 2, 3)
+    expected = [abs(p - q) for p, q in zip(log_prob.flatten().tolist(), ref_log_prob.flatten().tolist(), strict=True)]
+    assert KL_ESTIMATORS["abs"](log_prob, ref_log_prob).flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["k1", "k2", "k3", "abs"])
+def test_gradcheck(name: str) -> None:
+    log_prob = normal(5, 3, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: KL_ESTIMATORS[name](x, normal(6, 3, 4)), log_prob)
 
 
 @pytest.mark.parametrize("name", sorted(KL_ESTIMATORS))
@@ -61,7 +75,7 @@ def test_equal_policies_diverge_by_exactly_0(name: str) -> None:
     assert not KL_ESTIMATORS[name](log_prob, log_prob.clone()).any()
 
 
-@pytest.mark.parametrize("name", ["k2", "k3"])
+@pytest.mark.parametrize("name", ["k2", "k3", "abs", "k3+"])
 def test_never_negative_even_in_float32(name: str) -> None:
     log_prob = normal(3, 100, 100).float()
     nearby = log_prob + 1e-4 * normal(4, 100, 100).float()

@@ -6,15 +6,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from rlhf_npu.algorithms.aggregation import TokenLoss
-from rlhf_npu.algorithms.policy_losses import clipped_policy_loss
+from rlhf_npu.algorithms.token_ratios import PolicyInputs, vanilla
+from rlhf_npu.config import ActorConfig
 from tests.algorithms.ragged import normal
+
+CLIPS = ActorConfig(clip_ratio_low=0.2, clip_ratio_high=0.2, clip_ratio_c=3.0)
+
+
+def loss_of(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, config: ActorConfig = CLIPS) -> TokenLoss:
+    return vanilla(PolicyInputs(log_prob, old_log_prob, advantages, torch.ones_like(log_prob)), config)
 
 
 def one_token(ratio: float, advantage: float, low: float = 0.2, high: float = 0.2, c: float = 0.0) -> TokenLoss:
     log_prob = torch.tensor([[math.log(ratio)]], dtype=torch.float64)
-    return clipped_policy_loss(log_prob, torch.zeros_like(log_prob), torch.full_like(log_prob, advantage), low, high, c)
+    config = ActorConfig(clip_ratio_low=low, clip_ratio_high=high, clip_ratio_c=c)
+    return loss_of(log_prob, torch.zeros_like(log_prob), torch.full_like(log_prob, advantage), config)
 
 
 @settings(deadline=None)
@@ -58,9 +67,7 @@ def test_metrics_say_which_clip_decides(ratio: float, advantage: float, clipped:
 )
 def test_no_gradient_where_a_clip_decides(ratio: float, advantage: float, flows: bool) -> None:
     log_prob = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
-    result = clipped_policy_loss(
-        log_prob, torch.zeros(1, 1), torch.full((1, 1), advantage, dtype=torch.float64), 0.2, 0.2, 3.0
-    )
+    result = loss_of(log_prob, torch.zeros(1, 1), torch.full((1, 1), advantage, dtype=torch.float64))
     result.loss.sum().backward()
     expected = -advantage * ratio if flows else 0.0
     assert log_prob.grad is not None
@@ -70,7 +77,7 @@ def test_no_gradient_where_a_clip_decides(ratio: float, advantage: float, flows:
 def test_on_policy_the_gradient_is_reinforce() -> None:
     log_prob = normal(0, 3, 4).requires_grad_()
     advantages = normal(1, 3, 4)
-    clipped_policy_loss(log_prob, log_prob.detach(), advantages, 0.2, 0.2, 3.0).loss.sum().backward()
+    loss_of(log_prob, log_prob.detach(), advantages).loss.sum().backward()
     assert log_prob.grad is not None
     torch.testing.assert_close(log_prob.grad, -advantages, rtol=0, atol=1e-15)
 
@@ -78,7 +85,8 @@ def test_on_policy_the_gradient_is_reinforce() -> None:
 @pytest.mark.parametrize("log_ratio", [-2000.0, 2000.0])
 def test_a_token_far_off_policy_cannot_overflow(log_ratio: float) -> None:
     log_prob = torch.full((1, 1), log_ratio, requires_grad=True)
-    loss = clipped_policy_loss(log_prob, torch.zeros(1, 1), torch.full((1, 1), -1.0), 0.2, 0.2, 0.0).loss
+    config = ActorConfig(clip_ratio_low=0.2, clip_ratio_high=0.2, clip_ratio_c=0.0)
+    loss = loss_of(log_prob, torch.zeros(1, 1), torch.full((1, 1), -1.0), config).loss
     loss.sum().backward()
     assert torch.isfinite(loss).all()
     assert log_prob.grad is not None
@@ -87,6 +95,6 @@ def test_a_token_far_off_policy_cannot_overflow(log_ratio: float) -> None:
 
 def test_metrics_carry_no_gradient() -> None:
     log_prob = torch.zeros(1, 1, requires_grad=True)
-    result = clipped_policy_loss(log_prob, torch.zeros(1, 1), torch.ones(1, 1), 0.2, 0.2, 3.0)
+    result = loss_of(log_prob, torch.zeros(1, 1), torch.ones(1, 1))
     assert result.loss.requires_grad
     assert not any(metric.requires_grad for metric in result.metrics.values())

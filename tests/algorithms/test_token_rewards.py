@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from rlhf_npu.algorithms.token_rewards import penalize_kl, place_scores
+from rlhf_npu.algorithms.token_rewards import overlong_penalties, penalize_kl, place_scores
 
 
 def test_the_score_stands_at_the_last_response_token() -> None:
@@ -24,3 +24,10 @@ def test_kl_is_taken_off_response_tokens_only() -> None:
     kl = torch.tensor([[0.5, -0.25, torch.nan]])
     rewards = penalize_kl(scores, kl, torch.tensor([[1.0, 1.0, 0.0]]), coef=0.1)
     torch.testing.assert_close(rewards, torch.tensor([[-0.05, 1.025, 0.0]]))
+
+
+def test_the_punishment_of_length_rises_to_the_limit() -> None:
+    """DAPO's numbers scaled down: a limit of 20 tokens, of which the last 4 are punished."""
+    lengths = torch.tensor([1, 16, 17, 18, 20, 25])
+    penalties = overlong_penalties(lengths, longest=20, buffer=4, factor=2.0)
+    assert penalties.tolist() == [0, 0, -0.5, -1, -2, -2]

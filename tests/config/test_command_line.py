@@ -12,7 +12,7 @@ import yaml
 
 PROGRAM = """
 import sys
-from rlhf_npu.config import PPOConfig, run_from_command_line
+from rlhf_npu.config import PPO, PPOConfig, run_from_command_line
 from rlhf_npu.errors import DataError
 
 def job(config: PPOConfig) -> None:
@@ -23,7 +23,7 @@ def job(config: PPOConfig) -> None:
     print("ran", config.trainer.seed, config.data.train_batch_size)
 
 if __name__ == "__main__":
-    run_from_command_line("ppo", job)
+    run_from_command_line(PPO, job)
 """
 
 

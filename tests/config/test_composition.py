@@ -11,6 +11,7 @@ from rlhf_npu.config.compose import config_folder
 
 PROJECT = Path(__file__).parents[2]
 RECIPES = sorted(file.stem for file in (config_folder() / "recipe").glob("*.yaml"))
+ALGORITHMS = sorted(file.stem for file in (config_folder() / "algorithm").glob("*.yaml"))
 MODEL = "actor_rollout_ref.model.path=model"
 
 
@@ -44,6 +45,13 @@ def test_overrides_of_every_type_arrive_typed() -> None:
     assert config.reward.kwargs == {"scale": 2, "label": "x"}
 
 
+def test_a_number_may_be_left_to_the_plan() -> None:
+    key = "actor_rollout_ref.rollout.gpu_memory_utilization"
+    values = [compose_config([f"{key}={value}"]).actor_rollout_ref.rollout for value in ("auto", "1", "0.25")]
+    assert [rollout.gpu_memory_utilization for rollout in values] == ["auto", 1, 0.25]
+    assert [rollout.sleep_level for rollout in values] == ["auto", "auto", "auto"]
+
+
 def test_the_estimator_alone_switches_to_grpo() -> None:
     config = compose_config(["algorithm.adv_estimator=grpo"])
     assert not config.has_critic
@@ -62,6 +70,27 @@ def test_algorithm_groups_give_way_to_overrides() -> None:
     assert not dr_grpo.algorithm.norm_adv_by_std_in_grpo
     changed = compose_config(["algorithm=grpo", "actor_rollout_ref.actor.loss_agg_mode=token-mean"])
     assert changed.actor_rollout_ref.actor.loss_agg_mode == "token-mean"
+
+
+@pytest.mark.parametrize("group", ALGORITHMS)
+def test_every_algorithm_is_one_line(group: str) -> None:
+    config = compose_config([f"algorithm={group}"])
+    assert group in (
+        config.algorithm.adv_estimator,
+        config.actor_rollout_ref.actor.policy_loss.loss_mode,
+        "dapo",
+        "dr_grpo",
+    )
+    assert not config.warnings()
+
+
+def test_a_loss_that_is_not_aggregated_as_in_its_paper_is_warned_of() -> None:
+    mode = "actor_rollout_ref.actor.policy_loss.loss_mode"
+    (warning,) = compose_config([f"{mode}=gspo"]).warnings()
+    assert "loss_agg_mode=token-mean" in warning
+    assert "algorithm=gspo" in warning
+    (warning,) = compose_config([f"{mode}=gpg", "actor_rollout_ref.actor.ppo_mini_batch_size=32"]).warnings()
+    assert "2 optimizer steps" in warning
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

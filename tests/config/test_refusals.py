@@ -9,6 +9,7 @@ from rlhf_npu.errors import ConfigError
 
 ROLLOUT = "actor_rollout_ref.rollout"
 ACTOR = "actor_rollout_ref.actor"
+CORRECTION = "algorithm.rollout_correction"
 
 
 def refusal(*overrides: str) -> str:
@@ -36,10 +37,12 @@ def refusal(*overrides: str) -> str:
         ("num_generations=8", f"here it is {ROLLOUT}.n"),
         ("n_samples_per_prompt=8", f"here it is {ROLLOUT}.n"),
         ("recipe=grpo_smollm2", "must be one of grpo_smollm2_chain_sum"),
-        ("algorithm=gpo", "must be one of dr_grpo, gae, grpo (did you mean grpo?)"),
+        ("algorithm=gpo", "(did you mean gspo?)"),
         ("reward.kwargs.scale=2", "put a plus before it: +reward.kwargs.scale=2"),
         ("data.train_files=[a", "cannot read data.train_files=[a"),
         ("=3", "cannot read =3: no key"),
+        ("importance_sampling_level=sequence", f"here it is {ACTOR}.policy_loss.loss_mode=gspo"),
+        ("+reward_model.overlong_buffer.len=64", "here it is reward.overlong_buffer"),
         (
             f"{ROLLOUT}.top_p=0.9",
             f"unknown key {ROLLOUT}.top_p; it is a key of verl, TRL and OpenRLHF and does not exist",
@@ -74,6 +77,7 @@ def test_unknown_keys_get_a_suggestion(override: str, expected: str) -> None:
         ("data.shuffle=perhaps", "data.shuffle=perhaps: must be true or false"),
         ("data.train_files=a.jsonl", "data.train_files=a.jsonl: must be a list: data.train_files=[a.jsonl]"),
         ("trainer.total_training_steps=all", "must be a whole number or null"),
+        (f"{ROLLOUT}.gpu_memory_utilization=true", "gpu_memory_utilization=true: must be a number or text"),
         ("reward.kwargs=3", "must be a set of names and values: reward.kwargs={name:value}"),
     ],
 )
@@ -91,14 +95,27 @@ def test_wrong_types_are_told_in_one_line(override: str, expected: str) -> None:
         ("data.train_files=[]", "data.train_files=[]: must name at least one file"),
         ("algorithm.gamma=1.5", "algorithm.gamma=1.5: must be at least 0 and at most 1"),
         ("algorithm.gamma=nan", "algorithm.gamma=nan: must be at least 0"),
-        ("algorithm.kl_penalty=low_var_kl", "must be one of k1, k2, k3 (did you mean k3?)"),
+        ("algorithm.kl_penalty=low_var_kl", "must be one of k1, k2, k3, abs, k1+, k3+ (did you mean k3?)"),
         ("actor_rollout_ref.model.dtype=bf16", "(did you mean bfloat16?)"),
         (f"{ACTOR}.zero_stage=4", f"{ACTOR}.zero_stage=4: must be one of 0, 1, 2, 3"),
         (f"{ACTOR}.clip_ratio_c=0.5", "must be above 1, or 0 to turn dual clip off"),
+        (f"{ACTOR}.policy_loss.loss_mode=gmpo", "(did you mean geo_mean?)"),
+        (f"{ACTOR}.policy_loss.clip_cov_lb=9", "must be below clip_cov_ub=5"),
+        ("algorithm.adv_estimator=grpo_passk", "(did you mean pass_at_k?)"),
+        (f"{CORRECTION}.rollout_is_threshold_lower=3", "must be at most rollout_is_threshold=2"),
+        (
+            f"{CORRECTION}.rollout_rs=token_k2",
+            f"{CORRECTION}.rollout_rs_threshold=null: rollout_rs=token_k2 needs a bound",
+        ),
+        (f"{CORRECTION}.rollout_rs=geometric", "(did you mean seq_mean_k1?)"),
+        ("reward.overlong_buffer.len=17", "must be at most data.max_response_length=16"),
         (f"{ACTOR}.optim.betas=[0.9]", "must be two numbers"),
         (f"{ACTOR}.optim.betas=[0.9,1.0]", f"{ACTOR}.optim.betas=[0.9,1.0]: must be at least 0 and below 1"),
         (f"{ROLLOUT}.temperature=0", f"{ROLLOUT}.temperature=0.0: must be above 0"),
         (f"{ROLLOUT}.val_kwargs.n=4", "greedy responses are all alike"),
+        (f"{ROLLOUT}.gpu_memory_utilization=all", "must be auto, or a number above 0 and at most 1"),
+        (f"{ROLLOUT}.gpu_memory_utilization=1.5", "gpu_memory_utilization=1.5: must be above 0 and at most 1"),
+        (f"{ROLLOUT}.sleep_level=3", f"{ROLLOUT}.sleep_level=3: must be one of auto, 1, 2"),
         ("trainer.logger=[console,tensorbord]", "(did you mean tensorboard?)"),
         ("trainer.total_training_steps=0", "must be at least 1"),
         ("reward.function=digit", "(did you mean digits?)"),
@@ -126,6 +143,13 @@ def test_grpo_needs_a_group_and_has_no_critic_to_warm_up() -> None:
     message = refusal("algorithm.adv_estimator=grpo", f"{ROLLOUT}.n=1", "trainer.critic_warmup=2")
     assert f"{ROLLOUT}.n=1: algorithm.adv_estimator=grpo compares a prompt's responses" in message
     assert "trainer.critic_warmup=2: there is no critic" in message
+
+
+def test_rejections_have_the_bounds_that_they_compare_with() -> None:
+    bounds = [f"{CORRECTION}.rollout_rs_threshold=0.5", f"{CORRECTION}.rollout_rs_threshold_lower=0.1"]
+    assert "token_k3 has no lower bound; set null" in refusal(f"{CORRECTION}.rollout_rs=token_k3", *bounds)
+    assert "must be at least the lower bound" in refusal(f"{CORRECTION}.rollout_rs=token_k1", bounds[0])
+    assert compose_config([f"{CORRECTION}.rollout_rs=token_k1", *bounds])
 
 
 def test_zero_stage_0_is_refused_in_bfloat16() -> None:

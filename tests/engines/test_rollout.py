@@ -44,7 +44,8 @@ def _sleep_cycles(model_path: str) -> Any:
         resident.append((awake, resident_bytes()))
         engine.wake_up(["weights"])
         if level == 2:
-            engine.load_weights(weights.items())
+            with engine.receiving_weights(), engine.updating_weights():
+                engine.load_weights(weights.items())
         engine.wake_up(["kv_cache"])
     texts.append(engine.generate(PROMPTS, n=1, seed=0, temperature=0.0))
     return texts, resident

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from rlhf_npu.config import ModelConfig
 from rlhf_npu.engines.models import load_policy
-from rlhf_npu.hybrid.checkpoint_names import as_in_checkpoint
-from rlhf_npu.hybrid.reshard import gathered_buckets
+from rlhf_npu.hybrid.resharding.checkpoint_names import as_in_checkpoint
+from rlhf_npu.hybrid.resharding.gathered import gathered_buckets
 from rlhf_npu.preflight.model_trial import Trial, try_model
 from rlhf_npu.preflight.tiny_models import FAMILIES
 from tests.devices import DEVICE, PLATFORM
@@ -79,8 +79,8 @@ def test_a_model_whose_new_weights_vllm_does_not_take_is_refused_before_it_is_tr
 def _exchange_experts(model_path: str) -> Any:
     from rlhf_npu.config import DataConfig, RolloutConfig
     from rlhf_npu.engines.rollout import RolloutEngine
-    from rlhf_npu.hybrid.checksum import rollout_checksum
-    from rlhf_npu.hybrid.reshard import Resharder
+    from rlhf_npu.errors import ReshardError
+    from rlhf_npu.hybrid.resharding.reshard import Resharder
     from rlhf_npu.hybrid.same_function import compare_functions
 
     data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=64, max_response_length=16)
@@ -92,27 +92,29 @@ def _exchange_experts(model_path: str) -> Any:
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    checksum = Resharder(policy, rollout, 1 << 20).reshard().checksum
+    resharder = Resharder(policy, rollout, 1 << 20)
+    resharder.reshard()
     moved = [name for name, tensor in rollout.module.named_parameters() if tensor.data_ptr() != addresses[name]]
     right = compare_functions(policy, rollout, prompts, 1.0, 8)
     experts: list[Any] = list(rollout.transformations.transformed)
     for layer in experts:
         layer.w13_weight.data[[0, 1]] = layer.w13_weight.data[[1, 0]]
-    return (
-        right,
-        moved,
-        checksum == rollout_checksum(rollout.module),
-        compare_functions(policy, rollout, prompts, 1.0, 8),
-    )
+    wrong = compare_functions(policy, rollout, prompts, 1.0, 8)
+    try:
+        resharder.verify()
+    except ReshardError as error:
+        return right, moved, str(error), wrong
+    return right, moved, "nothing", wrong
 
 
 @pytest.mark.slow
-def test_experts_that_changed_places_pass_the_checksum_and_fail_the_comparison(tmp_path: Path) -> None:
+def test_experts_that_changed_places_are_named_and_fail_the_comparison(tmp_path: Path) -> None:
     folder = FAMILIES["Qwen3-MoE"].save(tmp_path / "model")
-    ((right, moved, checksum_passes, wrong),) = run_ranks(1, _exchange_experts, str(folder))
+    ((right, moved, complaint, wrong),) = run_ranks(1, _exchange_experts, str(folder))
     assert right.same, right.worst
     assert moved == []
-    assert checksum_passes
+    assert "model.layers.0.mlp.experts" in complaint
+    assert "w13_weight" in complaint
     assert not wrong.same
     assert "the trainer's log-probability is" in str(wrong.worst)
 
@@ -120,7 +122,7 @@ def test_experts_that_changed_places_pass_the_checksum_and_fail_the_comparison(t
 def _with_dropout(model_path: str) -> Any:
     from rlhf_npu.config import DataConfig, RolloutConfig
     from rlhf_npu.engines.rollout import RolloutEngine
-    from rlhf_npu.hybrid.same_function import agrees_with_eager_attention, compare_functions
+    from rlhf_npu.hybrid.same_function import agrees_with_eager_attention, compare_functions, rollout_scores
 
     data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=64, max_response_length=16)
     config = RolloutConfig(n=1, kv_cache_memory_gb=0.05, log_prob_micro_batch_size_per_device=1)
@@ -131,7 +133,8 @@ def _with_dropout(model_path: str) -> Any:
     for layer in layers:
         layer.self_attn.attention_dropout = 0.1
     report = compare_functions(policy, rollout, prompts, 0.7, 8)
-    return report, agrees_with_eager_attention(policy, rollout, prompts), policy.config._attn_implementation
+    scores = rollout_scores(rollout, prompts, 8)
+    return report, agrees_with_eager_attention(policy, scores), policy.config._attn_implementation
 
 
 @pytest.mark.slow

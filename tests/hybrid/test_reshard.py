@@ -21,7 +21,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}
 def _train_and_reshard(model_path: str, dtype: str, tensor_parallel: int, zero_stages: list[int]) -> Any:
     from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
     from rlhf_npu.engines.rollout import RolloutEngine
-    from rlhf_npu.hybrid.reshard import Resharder
+    from rlhf_npu.hybrid.resharding.reshard import Resharder
 
     data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=16, max_response_length=8)
     model = ModelConfig(path=model_path, dtype=dtype)
@@ -65,7 +65,7 @@ def _trained(model: Any, stage: int) -> Any:
     torch.manual_seed(dist.get_rank())
     batch = TensorDict({"ids": torch.randint(3, 15, (4, 12))}, batch_size=[4]).to(PLATFORM.device())
     for _ in range(2):
-        trainer.train_mini_batch(batch, 2, _likelihood)
+        trainer.train_mini_batch(batch.split(2), _likelihood)
     return trainer
 
 
@@ -106,7 +106,7 @@ def test_rollout_scores_fixed_text_as_the_trainer_does(
             assert _distance(trainer_scores, rollout_scores) < TOLERANCE[dtype], f"ZeRO {stage}"
             assert _distance(before, rollout_scores) > 0.1, f"ZeRO {stage}: training changed nothing"
             assert report.version == 1
-            assert report.buckets > 1
+            assert report.buckets > 1 if stage == 3 else report.buckets == 0
 
 
 def _reshard_with_a_lost_update(model_path: str) -> str:
@@ -114,7 +114,7 @@ def _reshard_with_a_lost_update(model_path: str) -> str:
     from rlhf_npu.engines.models import load_policy
     from rlhf_npu.engines.rollout import RolloutEngine
     from rlhf_npu.errors import ReshardError
-    from rlhf_npu.hybrid.reshard import Resharder
+    from rlhf_npu.hybrid.resharding.reshard import Resharder
 
     data = DataConfig(train_files=["x"], val_files=[], train_batch_size=1, max_prompt_length=16, max_response_length=8)
     model = ModelConfig(path=model_path, dtype="float32")

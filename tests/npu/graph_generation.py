@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from tests.engines.sleep_scenarios import Engine
+from tests.sleep_mode.sleep_scenarios import Engine
 
 PROMPTS = [[1, 4, 13, 6, 14, 11, 13, 7] * 17, [1, 5, 6, 7, 8], [1, 9, 3]]  # so that batches have three sizes
 TOKENS = (12, 6, 9)

@@ -321,7 +321,9 @@ def _cycles_with_graphs(folder: str) -> list[dict[str, Any]]:
     from rlhf_npu.engines.models import load_policy
     from rlhf_npu.engines.rollout import RolloutEngine
     from rlhf_npu.hybrid.engine import HybridEngine
-    from rlhf_npu.hybrid.reshard import Resharder
+    from rlhf_npu.hybrid.resharding.reshard import Resharder
+    from rlhf_npu.hybrid.switch_plan import Stage, plan_switches
+    from rlhf_npu.hybrid.tags import make_tags
 
     counts: Counter[str] = Counter()
     _count_calls(counts, "capture_begin")
@@ -334,12 +336,14 @@ def _cycles_with_graphs(folder: str) -> list[dict[str, Any]]:
     rollout, policy = RolloutEngine(model, config, data, NPU, [2]), load_policy(model)
     resharder, cycles = Resharder(policy, rollout, bucket_bytes=1 << 20), []
     for step, level in enumerate((1, 2, 1, 2)):
-        hybrid = HybridEngine(rollout, resharder, level, NPU)
-        hybrid.to_train()
+        tags = make_tags({"weights": 1, "kv_cache": 1}, str(level))
+        plan = plan_switches(tags, (Stage.GENERATE, Stage.TRAIN_ACTOR, Stage.RESHARD), {}, capacity=2)
+        hybrid = HybridEngine(rollout, resharder, {}, plan, NPU)
+        hybrid.enter(Stage.TRAIN_ACTOR)
         with torch.no_grad():
             for parameter in policy.parameters():
                 parameter.mul_(1 + 0.05 * torch.randn_like(parameter))
-        hybrid.to_generate()
+        hybrid.enter(Stage.GENERATE)
         before = counts["replay"]
         (completions,) = rollout.generate([PROMPT], n=3, seed=step)
         cycles.append(

@@ -1,4 +1,4 @@
-"""Modules import downwards: entry points, trainer, workers, hybrid, engines, then what all of these share."""
+"""Modules import downwards: entry points, trainer, workers, roles, hybrid, engines, sleep mode, what all share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
-LAYERS = ("main_ppo", "preflight"), ("trainer",), ("workers",), ("hybrid",), ("engines",)
+LAYERS = (
+    ("main_ppo", "main_sft", "main_dpo", "main_reward", "learning_from_files", "plan", "preflight"),
+    ("trainer",),
+    ("workers",),
+    ("roles",),
+    ("hybrid",),
+    ("engines",),
+    ("sleep_mode",),
+)
 HEIGHTS = {name: len(LAYERS) - depth for depth, names in enumerate(LAYERS) for name in names}
 MODULES = {
     ".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): file
@@ -44,3 +52,9 @@ def test_modules_do_not_import_each_other_in_circles() -> None:
     while free := {module for module, others in below.items() if not others & below.keys()}:
         below = {module: others for module, others in below.items() if module not in free}
     assert not below
+
+
+def test_sleep_mode_knows_nothing_of_rl() -> None:
+    used = {other for module in MODULES if module.startswith("rlhf_npu.sleep_mode.") for other in imports(module)}
+    apart = {other for other in used if not other.startswith(("allocator", "rlhf_npu.sleep_mode."))}
+    assert apart == {"rlhf_npu.errors", "rlhf_npu.run_id"}

@@ -113,11 +113,12 @@ def test_kwargs_come_beside_them(tmp_path: Path) -> None:
         ("def score(*arguments): pass", "it takes none of the arguments that it could score by"),
         ("def score(): return 1.0", "it takes none of the arguments that it could score by"),
         ("def score(scale=1.0): return scale", "it takes none of the arguments that it could score by"),
-        ("async def score(response): return 1.0", "it is an async function"),
         (
-            "class Judge:\n    async def __call__(self, response): return 1.0\nscore = Judge()",
-            "it is an async function",
+            "def score(solution_strs, response): pass",
+            "solution_strs, ground_truths, extra_infos say, and its parameter 'response' is of one response",
         ),
+        ("def score(solution_strs, tokenizer): pass", "its parameter 'tokenizer' is not among"),
+        ("def score(solution_strs, completions=None): pass", "'completions' is that of a function that scores whole"),
         ("def score(response): yield 1.0", "it is a generator function"),
         ("async def score(response): yield 1.0", "it is a generator function"),
         ("class score:\n    def __init__(self, response): pass", "it is a class; make an object of it"),
@@ -136,6 +137,8 @@ def test_a_function_that_cannot_be_called_is_refused(tmp_path: Path, source: str
 def test_what_the_run_passes_cannot_be_set(tmp_path: Path) -> None:
     with pytest.raises(RewardError, match=r"reward\.kwargs\.ground_truth: the run passes 'ground_truth' itself"):
         load(tmp_path, "def score(response, ground_truth): pass", ground_truth="5")
+    with pytest.raises(RewardError, match=r"reward\.kwargs\.extra_infos: the run passes 'extra_infos' itself"):
+        load(tmp_path, "def score(solution_strs, extra_infos): pass", extra_infos=[])
 
 
 def test_a_name_used_elsewhere_may_be_an_argument_of_ones_own() -> None:

@@ -98,7 +98,7 @@ def test_a_function_that_raises_is_named_with_its_sample(source: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("digit", "must be digits, math_verify, reasoning_gym, path/to/file.py:name or package.module:name"),
+        ("digit", "must be digits, math_verify, reasoning_gym, path/to/file.py:name, package.module:name or http"),
         ("{folder}/none.py:score", "none.py is no file"),
         ("{file}:scores", "has no function 'scores'"),
         ("{file}:answer", "has no function 'answer'"),

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_npu.config import RewardConfig
 from rlhf_npu.data.sample import PromptSample
 from rlhf_npu.errors import DataError
 from rlhf_npu.rewards import UngradableError, load_sample_check
@@ -21,7 +20,7 @@ def records(*ground_truths: object) -> list[PromptSample]:
 
 
 def check_of(name: str) -> SampleCheck:
-    return load_sample_check(RewardConfig(name))
+    return load_sample_check(name)
 
 
 def test_ground_truths_that_can_be_graded() -> None:

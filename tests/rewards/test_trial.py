@@ -140,3 +140,30 @@ def test_ctrl_c_ends_the_trial(tmp_path: Path) -> None:
         attempt(tmp_path, source, log=str(log))
     thread.join()
     assert not psutil.pid_exists(int(log.read_text()))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "async def score(response, log): return open(log, 'a').write('1') and 1.0\n",
+        "def score(solution_strs, log): return open(log, 'a').write('1' * len(solution_strs)) and [1.0] * 4\n",
+    ],
+    ids=["async", "batch"],
+)
+def test_functions_of_other_kinds(tmp_path: Path, source: str) -> None:
+    trial = attempt(tmp_path, source, log=str(tmp_path / "log"))
+    assert (trial.answered, trial.warning) == (4, "")
+    assert (tmp_path / "log").read_text() == "1111"
+
+
+def test_a_batch_function_that_returns_one_number_too_few(tmp_path: Path) -> None:
+    with pytest.raises(RewardError, match=r"on prompt 0 of .*, it returned 3 items for 4 responses"):
+        attempt(tmp_path, "def score(solution_strs): return [1.0] * 3\n")
+
+
+def test_the_sum_of_several(tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("def one(response): return 1.0\ndef odd(response): return 1 / len(response)\n")
+    names = [f"{tmp_path}/reward.py:one", f"{tmp_path}/reward.py:odd"]
+    with pytest.raises(RewardError, match=r"reward\.functions: .*reward\.py:odd: on prompt 0 .*ZeroDivisionError"):
+        try_reward(RewardConfig(None, functions=names), [sample("5")], 60)
+    assert try_reward(RewardConfig(None, functions=[names[0], "digits"]), [sample("5")], 60).answered == 2

@@ -24,7 +24,6 @@ from tests.ranks import run_ranks
 
 SMALL = (
     "data.train_batch_size=16",
-    "data.val_max_samples=32",
     "actor_rollout_ref.actor.ppo_mini_batch_size=8",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_device=8",
     "actor_rollout_ref.rollout.n=4",
@@ -32,11 +31,15 @@ SMALL = (
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_device=32",
     "critic.ppo_micro_batch_size_per_device=8",
 )
-CYCLES = 6 if DEVICE == "npu" else 20  # a simulated NPU is slow
+# A simulated NPU is slow.
+CYCLES = 4 if DEVICE == "npu" else 20
+STEPS = 2 if DEVICE == "npu" else 3
+HELD_OUT = 8 if DEVICE == "npu" else 32
+SECONDS = 560 if DEVICE == "npu" else 280
 
 
 def arguments(output: Path, *overrides: str) -> list[str]:
-    return [f"trainer.default_local_dir={output}", *SMALL, *overrides]
+    return [f"trainer.default_local_dir={output}", f"data.val_max_samples={HELD_OUT}", *SMALL, *overrides]
 
 
 def command(output: Path, *overrides: str) -> list[str]:
@@ -45,7 +48,7 @@ def command(output: Path, *overrides: str) -> list[str]:
 
 def run(output: Path, *overrides: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(output, *overrides), capture_output=True, text=True, timeout=280, cwd=cwd, check=False
+        command(output, *overrides), capture_output=True, text=True, timeout=SECONDS, cwd=cwd, check=False
     )
 
 
@@ -104,6 +107,7 @@ def test_many_cycles_of_ppo(tmp_path: Path) -> None:
         # One optimizer step on each batch: ppo_kl of every step is then that of unchanged weights.
         "actor_rollout_ref.actor.ppo_mini_batch_size=16",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_device=16",
+        "hybrid.plan=offload",
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stdout + result.stderr + log_of(output)
@@ -118,16 +122,17 @@ def test_many_cycles_of_ppo(tmp_path: Path) -> None:
     assert abs(first["actor/ppo_kl"]) < 1e-6
     assert max(step["rollout_corr/logp_diff_max"] for step in trained) < 1e-3
     assert all(step["reshard/version"] == step["step"] for step in trained)
-    assert all(step["memory_asleep/weights/mapped_gb"] == 0 for step in trained)
-    assert all(step["memory_asleep/kv_cache/mapped_gb"] == 0 for step in trained)
-    assert all(step["memory_awake/kv_cache/mapped_gb"] > 0.1 for step in trained)
+    assert all(step[f"memory/update_actor/{tag}/mapped_gb"] == 0 for step in trained for tag in ("weights", "kv_cache"))
+    assert all(step["memory/generate/actor.optimizer/mapped_gb"] == 0 for step in trained)
+    assert all(step["memory/generate/kv_cache/mapped_gb"] > 0.1 for step in trained)
+    assert all(step["perf/max_memory_used_gb"] >= step["memory/update_actor/peak_gb"] > 0.1 for step in trained)
     assert {"gen", "sleep", "wake_up", "reshard", "update_actor", "update_critic"} <= {
         name.removeprefix("timing_s/") for name in first if name.startswith("timing_s/")
     }
-    resident = [step["memory_awake/resident_gb"] for step in trained]
+    resident = [step["memory/resident_gb"] for step in trained]
     assert resident[-1] < 1.02 * resident[2], f"resident memory grows: {resident}"
     _check_output_folder(output)
-    assert "trainer and rollout engine compute the same function as loaded" in result.stdout
+    assert "trainer and rollout engine compute the same function before training" in result.stdout
     assert "the same function after the reshard of step 1" in result.stdout
     assert "Where the time went" in result.stdout
     assert f"step {CYCLES}/{CYCLES}" in result.stdout
@@ -136,13 +141,19 @@ def test_many_cycles_of_ppo(tmp_path: Path) -> None:
 
 def _check_output_folder(output: Path) -> None:
     assert (output / "config.yaml").stat().st_size > 500
-    assert (output / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("learning_curve.png", "memory.png"):
+        assert (output / picture).read_bytes().startswith(b"\x89PNG")
+    assert {"step 1", f"step {CYCLES}", "generate", "update_actor", "reshard"} <= _names_in_trace(output)
     assert list((output / "tensorboard").glob("events.out.tfevents.*"))
     rollouts = [json.loads(line) for path in (output / "rollouts").iterdir() for line in path.open()]
     assert len(rollouts) == CYCLES * 16 * 4
     assert {"prompt", "response", "ground_truth", "score", "step"} <= set(rollouts[0])
     assert not list(output.rglob("*.partial"))
     _check_saved_model(output / "model")
+
+
+def _names_in_trace(output: Path) -> set[str]:
+    return {event["name"] for event in json.loads((output / "trace.json").read_text())["traceEvents"]}
 
 
 def _check_saved_model(folder: Path) -> None:
@@ -195,10 +206,11 @@ def _score_with_vllm(folder: str, text: list[int]) -> list[list[float]]:
 def test_other_ways_to_run(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     output = tmp_path / "run"
     before = shared_memory()
-    result = run(output, "trainer.total_training_steps=3", *overrides)
+    result = run(output, f"trainer.total_training_steps={STEPS}", *overrides)
     assert result.returncode == 0, result.stdout + result.stderr + log_of(output)
     steps = metrics_of(output)
-    assert steps[-1]["reshard/version"] == 3
+    warmup = "trainer.critic_warmup=1" in overrides
+    assert steps[-1]["reshard/version"] == STEPS - warmup  # of the actor's weights, which a warm-up leaves alone
     tolerance = 0.2 if "actor_rollout_ref.model.dtype=bfloat16" in overrides else 1e-3
     assert all(step["rollout_corr/logp_diff_max"] < tolerance for step in steps[1:])
     if "algorithm.use_kl_in_reward=true" in overrides:
@@ -225,13 +237,17 @@ def test_other_ways_to_run(tmp_path: Path, overrides: tuple[str, ...]) -> None:
 )
 def test_rollout_and_trainer_agree_on_npus(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     output = tmp_path / "run"
-    cool = "actor_rollout_ref.rollout.temperature=0.8"
-    result = run(output, "trainer.total_training_steps=2", "data.val_max_samples=8", cool, *overrides)
+    shared = (
+        f"trainer.total_training_steps={STEPS}",
+        "hybrid.plan=offload",
+        "actor_rollout_ref.rollout.temperature=0.8",
+    )
+    result = run(output, *shared, *overrides)
     assert result.returncode == 0, result.stdout + result.stderr + log_of(output)
     _, *steps = metrics_of(output)
     assert [step["reshard/version"] for step in steps] == [1, 2]
     assert max(step["rollout_corr/logp_diff_max"] for step in steps) < 1e-5
-    assert all(step["memory_asleep/weights/mapped_gb"] == 0 for step in steps)
+    assert all(step["memory/update_actor/weights/mapped_gb"] == 0 for step in steps)
 
 
 def test_a_folder_that_holds_a_run_is_not_written_to(tmp_path: Path) -> None:
@@ -283,7 +299,7 @@ def test_engines_that_compute_different_functions_end_the_run_before_it_trains(t
     result = run(tmp_path / "run", *_gemma(tmp_path), f"trainer.on_engine_mismatch={choice}")
     said = result.stderr if choice == "error" else result.stdout
     assert result.returncode == (2 if choice == "error" else 0), result.stdout + result.stderr
-    assert "trainer and rollout engine compute different functions as loaded" in said
+    assert "trainer and rollout engine compute different functions before training" in said
     assert "The trainer's attention is sdpa, the rollout engine's CPU_ATTN" in said
     assert "set actor_rollout_ref.model.attn_implementation=eager" in said
     assert "Traceback" not in result.stderr
@@ -358,7 +374,7 @@ def test_a_signal_ends_the_run_and_leaves_nothing_behind(
         text=True,
         start_new_session=True,
     )
-    _wait_for_steps(output, process, steps=3)
+    _wait_for_steps(output, process, STEPS)
     family = psutil.Process(process.pid).children(recursive=True)
     send(process.pid, stop)
     printed, _ = process.communicate(timeout=60)
@@ -368,14 +384,15 @@ def test_a_signal_ends_the_run_and_leaves_nothing_behind(
     assert alive == []
     assert_nothing_left_in_shared_memory(before)
     assert not list(output.rglob("*.partial"))
-    assert len(metrics_of(output)) >= 3
+    assert len(metrics_of(output)) >= STEPS
+    assert {"step 1", f"step {STEPS}"} <= _names_in_trace(output)
 
 
 def _wait_for_steps(output: Path, process: subprocess.Popen[str], steps: int) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 0.7 * SECONDS
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stdout and process.stdout.read()
         if (output / "metrics.jsonl").exists() and len(metrics_of(output)) > steps:
             return
         time.sleep(0.2)
-    raise AssertionError(f"no {steps} steps within 200 s: {log_of(output)}")
+    raise AssertionError(f"no {steps} steps in time: {log_of(output)}")

@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 
 from rlhf_npu import main_ppo
 from rlhf_npu.config import PPOConfig
-from rlhf_npu.config.ppo import LEAVES
-from rlhf_npu.trainer import launch
+from rlhf_npu.config.schema import PPO
+from rlhf_npu.trainer import interruption
 from rlhf_npu.trainer.output import OutputFolder, claim_folder
 from tests.tiny_model import save_tiny_model
 
@@ -84,7 +84,7 @@ def attempt(
             yield output
 
     monkeypatch.setattr(ray, "init", crossed)
-    monkeypatch.setattr(launch, "claim_folder", watched)
+    monkeypatch.setattr(interruption, "claim_folder", watched)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
     def run(mutate: Mutation, number: int) -> tuple[bool, str]:
@@ -347,19 +347,23 @@ def write_template(folder: Path, template: str) -> None:
 
 
 def value_of_another_type(folder: Path, rng: random.Random) -> list[str]:
-    leaf = LEAVES[rng.choice(sorted(name for name in LEAVES if not name.startswith("reward.")))]
+    # There is no critic, and any text may name its model.
+    leaf = PPO.leaves[
+        rng.choice(sorted(name for name in PPO.leaves if not name.startswith(("reward.", "critic.model."))))
+    ]
     odd: dict[Any, list[str]] = {
         int: ["x", "1.5", "[1]", "{a:1}", "-5", "1e400", "nan", "true", "9" * 30, "", "2147483648000000000000"],
         float: ["x", "nan", "inf", "-inf", "1e400", "[1]", "{a:1}", "-1e9", "null", ""],
         bool: ["perhaps", "null", "[true]", "1.5", "{a:1}", ""],
         str: ["[a]", "{a:1}", '"a\0b"', '"\udcff"', "null"],
+        float | None: ["x", "{a:1}", "-1", "nan", "inf"],
     }
     values = odd.get(leaf.type, ["x", "{a:1}", "-1", "1.5"])
     return [f"{leaf.key}={rng.choice([value for value in values if not (value == 'null' and leaf.default is None)])}"]
 
 
 def key_is_misspelt(folder: Path, rng: random.Random) -> list[str]:
-    key = rng.choice(sorted(LEAVES))
+    key = rng.choice(sorted(PPO.leaves))
     place = rng.randrange(1, len(key) - 1)
     letter = rng.choice("qxz")
     return [rng.choice(["", "+", "++", "~"]) + key[:place] + letter + key[place:] + rng.choice(["=1", "=x", "=[a]"])]

@@ -29,7 +29,7 @@ except ConfigError as error:
     print("refused", error)
 """
 SWEEP = """
-from rlhf_npu.config import run_from_command_line
+from rlhf_npu.config import PPO, run_from_command_line
 from rlhf_npu.trainer.output import claim_folder
 
 def job(config):
@@ -37,7 +37,7 @@ def job(config):
         output.keep()
         print(config.trainer.seed, output.path)
 
-run_from_command_line("ppo", job)
+run_from_command_line(PPO, job)
 """
 
 

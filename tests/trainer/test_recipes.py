@@ -25,7 +25,7 @@ def _run(recipe: str, output: Path, *overrides: str) -> list[dict[str, Any]]:
         env=os.environ | {"PYTHON": sys.executable},
         capture_output=True,
         text=True,
-        timeout=290,
+        timeout=560 if DEVICE == "npu" else 290,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -34,9 +34,10 @@ def _run(recipe: str, output: Path, *overrides: str) -> list[dict[str, Any]]:
 
 @pytest.mark.skipif(DEVICE != "npu", reason="on the CPU quickstart.sh runs its sibling, ppo_digits.sh")
 def test_grpo_digits_as_it_stands_but_for_its_length_on_two_npus(tmp_path: Path) -> None:
-    before, *steps = _run("grpo_digits.sh", tmp_path / "run", "trainer.total_training_steps=2")
+    short = ["trainer.total_training_steps=1", "data.val_max_samples=64"]
+    before, *steps = _run("grpo_digits.sh", tmp_path / "run", *short)
     assert before["val-core/digit_sequence/reward/mean@1"] < 0.5
-    assert [step["reshard/version"] for step in steps] == [1, 2]
+    assert [step["reshard/version"] for step in steps] == [1]
     assert max(step["rollout_corr/logp_diff_max"] for step in steps) < 1e-5
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 

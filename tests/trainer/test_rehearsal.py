@@ -13,13 +13,13 @@ import wandb
 from rich.console import Console
 
 from rlhf_npu.config import PPOConfig, compose_config
-from rlhf_npu.engines.model_fit import check_fit
+from rlhf_npu.engines.model_fit import POLICY, check_fit
 from rlhf_npu.errors import ConfigError
 from rlhf_npu.trainer.driver_log import logged_traceback
 from rlhf_npu.trainer.learning_curve import draw_learning_curve
 from rlhf_npu.trainer.output import OutputFolder
-from rlhf_npu.trainer.rehearsal import check_home, check_output_folder, rehearse_end
-from rlhf_npu.trainer.terminal import Terminal
+from rlhf_npu.trainer.rehearsal import check_home, check_host_memory, check_output_folder, rehearse_end
+from rlhf_npu.trainer.terminal import PPO_LINE, Terminal
 from rlhf_npu.trainer.trackers import Trackers, check_trackers
 from tests.tiny_model import save_tiny_model
 
@@ -37,7 +37,8 @@ def configured(model: Path, *overrides: str) -> PPOConfig:
 
 def rehearse(config: PPOConfig, steps: int = 10) -> list[str]:
     policy, tokenizer = check_fit(config)
-    return rehearse_end(config, policy, tokenizer, steps)
+    check_host_memory(config)
+    return rehearse_end(config, config.actor_rollout_ref.model, POLICY, policy, tokenizer, steps)
 
 
 def test_a_rehearsal_leaves_nothing_behind(model: Path, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_wandb_offline_keeps_its_run_in_the_output_folder(tmp_path: Path, monkey
 
 
 def terminal() -> Terminal:
-    return Terminal(1, Console(file=io.StringIO(), width=200))
+    return Terminal(1, PPO_LINE, Console(file=io.StringIO(), width=200))
 
 
 def shown(terminal: Terminal) -> str:

@@ -18,8 +18,9 @@ from rlhf_npu.errors import DataError, RewardError
 from rlhf_npu.rewards import record_checks, trial
 from rlhf_npu.rewards.math_verify import MathGrader
 from rlhf_npu.trainer.start_checks import check_data_and_reward
-from rlhf_npu.trainer.terminal import Terminal
+from rlhf_npu.trainer.terminal import PPO_LINE, Terminal
 from tests.rewards.samples import sample
+from tests.tiny_model import save_tiny_model
 
 
 def check(function: str, *sets: list[PromptSample], **kwargs: Any) -> str:
@@ -27,7 +28,7 @@ def check(function: str, *sets: list[PromptSample], **kwargs: Any) -> str:
     config = PPOConfig()
     config.reward.function, config.reward.kwargs = function, kwargs
     screen = io.StringIO()
-    check_data_and_reward(config, sets, Terminal(1, Console(file=screen, width=300)))
+    check_data_and_reward(config, sets, Terminal(1, PPO_LINE, Console(file=screen, width=300)))
     return screen.getvalue()
 
 
@@ -87,6 +88,21 @@ def test_what_is_wrong_with_training_and_held_out_prompts_is_said_at_once(tmp_pa
     assert training.startswith("  train.jsonl:1: no 'data_source'")
     assert held_out.startswith("  held_out.jsonl: no such file")
     assert {path.name for path in tmp_path.iterdir()} == {"train.jsonl"}
+
+
+def test_what_does_not_fit_is_refused_with_a_setting_that_fits_before_anything_is_written(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    line = '{"prompt": "1,2:", "data_source": "test", "reward_model": {"ground_truth": "3"}}\n'
+    (tmp_path / "prompts.jsonl").write_text(line * 64)
+    files = ["data.train_files=[prompts.jsonl]", "data.val_files=[prompts.jsonl]", "reward.function=digits"]
+    command = [sys.executable, "-m", "rlhf_npu.main_ppo", *files, "actor_rollout_ref.model.path=model"]
+    limits = ["hybrid.device_memory_gb=0.25", "actor_rollout_ref.rollout.kv_cache_memory_gb=0.25"]
+    result = subprocess.run([*command, *limits], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == 2, result.stderr
+    (error,) = result.stderr.splitlines()
+    assert error.startswith("error: stage 'generate' does not fit: it needs 0.")
+    assert error.endswith("it would fit with actor_rollout_ref.rollout.kv_cache_memory_gb=0.125")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "prompts.jsonl"}
 
 
 def test_a_function_that_exits_ends_the_command_before_anything_is_written(tmp_path: Path) -> None:

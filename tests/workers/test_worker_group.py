@@ -17,7 +17,6 @@ from rlhf_npu.errors import DeviceError, WorkerError
 from rlhf_npu.platform import CPU
 from rlhf_npu.run_id import new_run_id
 from rlhf_npu.trainer.ray_session import ray_session
-from rlhf_npu.workers import worker_group
 from rlhf_npu.workers.environment import Rank
 from rlhf_npu.workers.hybrid_worker import HybridWorker
 from rlhf_npu.workers.shared_memory import FOLDER
@@ -54,10 +53,9 @@ def _ray() -> Iterator[None]:
 
 
 @pytest.fixture
-def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerGroup]:
-    monkeypatch.setattr(worker_group, "HybridWorker", MortalWorker)
+def workers(tmp_path: Path) -> Iterator[WorkerGroup]:
     run_id = new_run_id()
-    with WorkerGroup(CONFIG, CPU, run_id, tmp_path) as workers:
+    with WorkerGroup(MortalWorker, CONFIG, CPU, run_id, tmp_path) as workers:
         assert all(run_id in name for name in workers.call("leave_segment"))
         yield workers
     assert not list(FOLDER.glob(f"*{run_id}*"))
@@ -87,7 +85,7 @@ def test_more_devices_than_a_node_has_are_refused(tmp_path: Path) -> None:
     config = compose_config(["trainer.nnodes=2"])
     with (
         pytest.raises(DeviceError, match=r"trainer\.nnodes=2"),
-        WorkerGroup(config, CPU, run_id, tmp_path),
+        WorkerGroup(MortalWorker, config, CPU, run_id, tmp_path),
     ):
         raise AssertionError("two nodes")
     assert not list(FOLDER.glob(f"*{run_id}*"))

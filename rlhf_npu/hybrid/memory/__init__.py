@@ -1,0 +1,1 @@
+"""What a run will hold on a device in each stage, known before it starts."""

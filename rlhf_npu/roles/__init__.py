@@ -1,0 +1,1 @@
+"""What a model does on a device: policy, critic, reference, scorer, and the tensors that pass between them."""
