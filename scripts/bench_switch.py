@@ -5,8 +5,11 @@
     python scripts/bench_switch.py --layers 2 --hidden 256 --vocabulary 512                          # for a CPU
 
 What follows the options are keys of main_ppo; without others it is GRPO on one device, and all sleeps that is not
-needed. Each cycle generates, scores, trains on random tokens, and switches as the loop does. The results of rank 0 are
-written to bench_switch.json after every measurement, so a run that ends early leaves what it saw.
+needed. Each cycle generates, scores, trains on random tokens, and switches as the loop does. With `--by deepspeed` the
+trainer is outside of the pool: DeepSpeed's own offload_states and reload_states move its states, and the reshard
+gathers and loads one parameter at a time; `--by both` measures one after the other. The results of rank 0 are written
+to bench_switch_pool.json and bench_switch_deepspeed.json after every measurement, so a run that ends early leaves what
+it saw.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from deepspeed_switch import DeepSpeedSwitch
 from random_models import save_random_qwen2
 from tensordict import TensorDict
 
@@ -56,33 +60,43 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=8, help="generated and trained on (%(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="of a prompt and of a response (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_switch"), help="folder (%(default)s)")
+    parser.add_argument(
+        "--by", choices=("pool", "deepspeed", "both"), default="pool", help="who switches (%(default)s)"
+    )
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="keys of main_ppo")
     options = parser.parse_args()
     if options.rank is None:
         start_ranks(options)
     else:
-        Bench(options).measure()
+        {"pool": Bench, "deepspeed": DeepSpeedBench}[options.by](options).measure()
 
 
 def start_ranks(options: argparse.Namespace) -> None:
-    """Make the model and run one process a device."""
+    """Make the model and run one process a device, for one contender after the other."""
     with tempfile.TemporaryDirectory(prefix="rlhf_npu_model_") as folder:
         config = compose_config([*DEFAULTS, *options.overrides])
         platform = detect_platform(config.trainer.device)
         shape = options.layers, options.hidden, options.vocabulary
         save_random_qwen2(Path(folder), *shape, platform.device())
         platform.empty_cache()
-        devices, run_id = config.trainer.n_devices_per_node, new_run_id()
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        ranks = []
-        for number in range(devices):
-            rank = static_environment(Rank.of(number, devices, devices), platform, run_id)
-            model = f"actor_rollout_ref.model.path={folder}"
-            command = [sys.executable, __file__, *sys.argv[1:], model, "--rank", str(number)]
-            environment = os.environ | rank | meeting | platform.only_visible(number)
-            ranks.append(subprocess.Popen(command, env=environment))
-        sys.exit(exit_code(ranks))
+        contenders = ("pool", "deepspeed") if options.by == "both" else (options.by,)
+        sys.exit(
+            max(measure_in_ranks(by, Path(folder), config.trainer.n_devices_per_node, platform) for by in contenders)
+        )
+
+
+def measure_in_ranks(by: str, model: Path, devices: int, platform: Platform) -> int:
+    """Measure a contender in one process a device; returns their exit code."""
+    run_id = new_run_id()
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = []
+    for number in range(devices):
+        rank = static_environment(Rank.of(number, devices, devices), platform, run_id)
+        given = [f"actor_rollout_ref.model.path={model}", "--by", by, "--rank", str(number)]
+        environment = os.environ | rank | meeting | platform.only_visible(number)
+        ranks.append(subprocess.Popen([sys.executable, __file__, *sys.argv[1:], *given], env=environment))
+    return exit_code(ranks)
 
 
 def exit_code(ranks: list[subprocess.Popen[bytes]]) -> int:
@@ -99,9 +113,16 @@ class Bench:
     """One rank's measurements."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        tokens = options.tokens
-        lengths = (f"data.max_prompt_length={tokens}", f"data.max_response_length={tokens}")
-        self._config: PPOConfig = compose_config([*DEFAULTS, *lengths, *options.overrides])
+        tokens, sequences = options.tokens, options.sequences
+        sizes = (
+            f"data.max_prompt_length={tokens}",
+            f"data.max_response_length={tokens}",
+            f"data.train_batch_size={sequences}",
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={sequences}",
+            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_device={sequences}",
+            f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_device={sequences}",
+        )
+        self._config: PPOConfig = compose_config([*DEFAULTS, *sizes, *options.overrides])
         self._platform: Platform = detect_platform(self._config.trainer.device)
         self._options = options
         self._results: dict[str, Any] = {"device": self._platform.name, "cycles": []}
@@ -168,9 +189,35 @@ class Bench:
         if self._options.rank > 0:
             return
         self._options.out.mkdir(parents=True, exist_ok=True)
-        (self._options.out / "bench_switch.json").write_text(json.dumps(self._results, indent=1))
+        (self._options.out / f"bench_switch_{self._options.by}.json").write_text(json.dumps(self._results, indent=1))
         if results:
             print(json.dumps(results), flush=True)
+
+
+class DeepSpeedBench(Bench):
+    """One rank's measurements of a trainer that DeepSpeed's own offload moves; the rollout sleeps as before."""
+
+    def measure(self) -> None:
+        """Measure whole cycles."""
+        self._platform.activate()
+        join_process_group(self._platform)
+        plan = fitting_plan(self._config, models_of(self._config), device_of(self._config, self._platform))
+        switch = DeepSpeedSwitch(self._config, self._platform, plan.kv_cache_bytes)
+        for number in range(1 + self._options.cycles):
+            self._results["cycles"].append(self._turn(switch, seed=number))
+            self._record()
+        for way in ("to_train_s", "to_generate_s"):
+            self._record(**{f"median_{way}": median(cycle[way] for cycle in self._results["cycles"][1:])})
+        switch.rollout.shutdown()
+
+    def _turn(self, switch: DeepSpeedSwitch, seed: int) -> dict[str, float]:
+        size = self._options.tokens
+        ids = torch.randint(3, 100, (self._options.sequences, size), generator=torch.Generator().manual_seed(seed))
+        switch.rollout.generate(ids.tolist(), n=1, seed=seed, temperature=1.0)
+        to_train = timed(self._platform, switch.to_train)
+        switch.train(ids.to(self._platform.device()))
+        times = {part: timed(self._platform, do) for part, do in switch.to_generate()}
+        return {"to_train_s": to_train, "to_generate_s": sum(times.values()), **times}
 
 
 def link(platform: Platform) -> dict[str, float]:

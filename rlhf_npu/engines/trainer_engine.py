@@ -66,6 +66,7 @@ class TrainerEngine:
         """
         import deepspeed
 
+        self._platform = platform
         self._grad_clip = grad_clip
         self._clips_itself = zero_stage == 0 and dtype == "float32"
         config = _deepspeed_config(module, zero_stage, dtype, 0.0 if self._clips_itself else grad_clip)
@@ -123,7 +124,13 @@ class TrainerEngine:
         return sums
 
     def _step(self) -> float:
-        """Take the optimizer step; returns the gradient's norm before clipping."""
+        """Take the optimizer step; returns the gradient's norm before clipping.
+
+        What torch has cached of the activations is given back before: DeepSpeed makes flat tensors as large as the
+        model here, which would not fit into the pieces that activations leave.
+        """
+        if self._platform.name != "cpu":
+            self._platform.empty_cache()
         grad_norm = self._clip() if self._clips_itself else None
         self.engine.step()
         return grad_norm if grad_norm is not None else float(self.engine.get_global_grad_norm())

@@ -79,6 +79,8 @@ class HybridEngine:
         left = self._peak_of_stage()
         if self.calibration is not None:
             self.calibration.leave(left, self._awake_bytes())
+        if stage is Stage.GENERATE:  # the longest stage, which needs none of what torch has cached while training
+            self._platform.empty_cache()
         if stage is Stage.RESHARD or (stage is Stage.GENERATE and self._rollout_is_behind):
             self._move_to(Stage.RESHARD, phases)
             resharded = self._reshard(phases)

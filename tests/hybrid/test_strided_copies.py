@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import pytest
 import torch
 
-from rlhf_npu.hybrid.resharding.strided_copies import Place, simple_copy
+from rlhf_npu.hybrid.resharding.strided_copies import Place, StridedCopy, simple_copy
 
 VIEWS = {
     "whole": lambda t: t,
@@ -53,3 +54,38 @@ def test_a_large_copy_is_cut_into_few() -> None:
 def test_a_source_that_is_read_twice_is_no_simple_copy() -> None:
     assert simple_copy(Place(0, (4, 8), (0, 1)), Place(0, (4, 8), (8, 1))) is None
     assert simple_copy(Place(0, (4, 8), (4, 1)), Place(0, (4, 8), (8, 1))) is None
+
+
+def test_a_cut_takes_no_longer_for_more_elements() -> None:
+    flat = Place(0, (1 << 27,), (1,))
+    copy = simple_copy(flat, flat)
+    assert copy is not None
+    start = time.perf_counter()
+    (part,) = copy.within(5, (1 << 27) - 5)
+    assert time.perf_counter() - start < 0.5  # seconds; element by element it takes ten
+    assert part.source == Place(5, ((1 << 27) - 10,), (1,))
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("units", [2, 4])
+def test_a_copy_in_units_is_the_same_copy(name: str, units: int) -> None:
+    source = torch.arange(480, dtype=torch.int16)
+    view = VIEWS[name](source.view(12, 40)[:, :20] if "dimensions" not in name else source[:240].view(12, 20))
+    expected = torch.zeros(view.numel(), dtype=torch.int16)
+    expected.view(view.shape).copy_(view)
+    copy = simple_copy(Place.of(view), Place.of(expected.view(view.shape)))
+    assert copy is not None
+    wide = copy.in_units(units)
+    rows = copy.source.sizes[-1:] != () and copy.source.strides[-1] == 1
+    assert (wide is not None) is (rows and all(number % units == 0 for number in _counted(copy)))
+    if wide is not None:
+        integers = {2: torch.int32, 4: torch.int64}[units]
+        made = torch.zeros(view.numel(), dtype=torch.int16)
+        wide.target.view_of(made.view(integers)).copy_(wide.source.view_of(source.view(integers)))
+        assert torch.equal(made, expected)
+
+
+def _counted(copy: StridedCopy) -> list[int]:
+    """All that a unit must divide: where the views begin, their rows' length, and how far their rows are apart."""
+    places = (copy.source, copy.target)
+    return [number for place in places for number in (place.offset, place.sizes[-1], *place.strides[:-1])]

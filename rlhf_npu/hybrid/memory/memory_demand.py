@@ -33,8 +33,10 @@ from rlhf_npu.platform import Platform
 
 GIB = 1 << 30
 MIB = 1 << 20
-RUNTIME_BYTES = 3 * GIB // 2
-"""Of an accelerator that its driver, the collectives and the libraries take for themselves."""
+RUNTIME_BYTES = {"cuda": 2 * GIB, "npu": 3 * GIB // 2}
+"""Of an accelerator that its driver and the libraries take for themselves; 1.8 GiB were seen on an H200."""
+COLLECTIVES_BYTES = {"cuda": 3 * GIB, "npu": 0}
+"""Of a device that DeepSpeed's and vLLM's collectives take where there are several; NCCL took 3.3 GiB on two H200s."""
 GRAPH_BYTES = GIB
 """Of captured graphs, which stay while the rollout sleeps."""
 
@@ -216,7 +218,9 @@ def _always(config: PPOConfig, device: Device) -> int:
     """What an accelerator's software takes in every stage."""
     if device.name == "cpu":
         return 0
-    return RUNTIME_BYTES + (0 if config.actor_rollout_ref.rollout.enforce_eager else GRAPH_BYTES)
+    graphs = 0 if config.actor_rollout_ref.rollout.enforce_eager else GRAPH_BYTES
+    collectives = COLLECTIVES_BYTES[device.name] if config.trainer.world_size > 1 else 0
+    return RUNTIME_BYTES[device.name] + graphs + collectives
 
 
 def _gathered_for_transfer(config: PPOConfig, shape: ModelShape) -> int:

@@ -19,7 +19,7 @@ from rlhf_npu.hybrid.resharding.transfer_map import Arrow
 
 ALIGNMENT = 16  # bytes
 _all_gather: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # the name that torch 2.13 gave it
-Arrival = Callable[[str, Arrow, torch.Tensor], None]  # copies what has arrived, given as a view, to the arrow's target
+Arrival = Callable[[int, torch.Tensor], None]  # copies out of the bucket of that number, uint8 of (ranks, bytes)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class BucketTransfer:
         self._region = max(ALIGNMENT, bucket_bytes // (self._ranks + 1) // ALIGNMENT * ALIGNMENT)
         self.buckets = [self._bucket(pieces, arrows) for pieces in self._cut()]
 
-    def run(self, copy: Arrival) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gather each bucket and `copy` out of it; every rank calls this together.
+    def run(self, arrive: Arrival) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gather each bucket and let `arrive` copy out of it; every rank calls this together.
 
         Returns:
             sums (buckets, ranks) of the bits that each rank sent, as it counted them, and of those that are in this
@@ -78,15 +78,12 @@ class BucketTransfer:
         memory = torch.zeros(2, self._ranks + 1, self._region, dtype=torch.uint8, device=device)
         sent, seen = [], []
         work = self._start(0, memory)
-        for index, bucket in enumerate(self.buckets):
+        for index in range(len(self.buckets)):
             mine, arrived = memory[index % 2, 0], memory[index % 2, 1:]
             following = self._start(index + 1, memory) if index + 1 < len(self.buckets) else None
             work.wait()
             work = following
-            for landing in bucket.landings:
-                flat = arrived.view(-1).view(self._parameters[landing.name].dtype)
-                shift = arrived.storage_offset() // flat.element_size()
-                copy(landing.name, landing.arrow, landing.arrow.copy.source.view_of(flat, shift))
+            arrive(index, arrived)
             sent.append(_bits(mine[None]))
             seen.append(_bits(arrived))
         return self._from_all(torch.cat(sent)), torch.stack(seen)

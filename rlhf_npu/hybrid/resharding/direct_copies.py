@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from rlhf_npu.engines.rollout import RolloutEngine
 from rlhf_npu.hybrid.resharding.bucket_transfer import BucketTransfer
+from rlhf_npu.hybrid.resharding.deliveries import Delivery, delivery_of
 from rlhf_npu.hybrid.resharding.gathered import gathered_buckets, is_partitioned, saved_buffers
 from rlhf_npu.hybrid.resharding.proof import Comparison
 from rlhf_npu.hybrid.resharding.transfer_map import Arrow, TransferMap, named_tensors
@@ -27,6 +28,8 @@ class DirectCopies:
         self._whole = [name for name in mapped.arrows if not is_partitioned(weights[name])]
         shards = {name: weights[name] for name in mapped.arrows if is_partitioned(weights[name])}
         self._transfer = BucketTransfer(shards, mapped.arrows, bucket_bytes) if shards else None
+        self._places: dict[str, tuple[int, torch.dtype]] = {}
+        self._made: list[list[Delivery]] = []
 
     @property
     def buckets(self) -> int:
@@ -54,7 +57,13 @@ class DirectCopies:
                 copy(name, arrow, source)
         if self._transfer is None:
             return []
-        sent, seen = self._transfer.run(copy)
+        deliveries = self._deliveries(self._transfer, targets, weights)
+
+        def arrive(bucket: int, arrived: torch.Tensor) -> None:
+            for delivery in deliveries[bucket]:
+                delivery.run(arrived, comparison)
+
+        sent, seen = self._transfer.run(arrive)
         return [f"what rank {rank} sent in bucket {bucket}" for bucket, rank in (sent != seen).nonzero().tolist()]
 
     def compare(self, comparison: Comparison) -> None:
@@ -67,6 +76,22 @@ class DirectCopies:
         for write in self._map.constants:
             held = write.to.view_of(targets[write.target].data)
             comparison.add(f"the padding of {write.target}", held, torch.full_like(held, write.value))
+
+    def _deliveries(
+        self, transfer: BucketTransfer, targets: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]
+    ) -> list[list[Delivery]]:
+        """Of each bucket; made once, for as long as the rollout's tensors stay where they are."""
+        places = {name: (target.data_ptr(), target.dtype) for name, target in targets.items()}
+        if places != self._places:
+            self._places = places
+            self._made = [
+                [
+                    delivery_of(landing, targets[landing.arrow.target].data, weights[landing.name].dtype)
+                    for landing in bucket.landings
+                ]
+                for bucket in transfer.buckets
+            ]
+        return self._made
 
     def _sources(self, name: str, weight: torch.Tensor) -> Iterator[tuple[Arrow, torch.Tensor]]:
         flat = weight.detach().contiguous()

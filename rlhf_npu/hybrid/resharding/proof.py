@@ -25,6 +25,11 @@ class Comparison:
         self._names.append(name)
         self._same.append(_same_bits(held, expected.to(held.device, held.dtype)))
 
+    def add_bits(self, name: str, held: torch.Tensor, expected: torch.Tensor) -> None:
+        """Both are of one integer type, which holds their bits, and on one device."""
+        self._names.append(name)
+        self._same.append(torch.eq(held, expected).all())
+
     def differing(self) -> list[str]:
         """The names of those that differ."""
         if not self._same:

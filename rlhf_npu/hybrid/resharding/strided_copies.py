@@ -30,6 +30,16 @@ class Place:
         """Elements of the view."""
         return _product(self.sizes)
 
+    def in_units(self, elements: int) -> Place | None:
+        """The same place, counted in units of neighbouring elements; None where it would cut a unit."""
+        if not self.sizes or self.strides[-1] != 1:
+            return None
+        *outer, _ = self.strides
+        if any(number % elements for number in (self.offset, self.sizes[-1], *outer)):
+            return None
+        sizes = (*self.sizes[:-1], self.sizes[-1] // elements)
+        return Place(self.offset // elements, sizes, (*(stride // elements for stride in outer), 1))
+
     def view_of(self, flat: torch.Tensor, shift: int = 0) -> torch.Tensor:
         """The view of a tensor whose storage has this place `shift` elements later."""
         return torch.as_strided(flat, self.sizes, self.strides, self.offset + shift)
@@ -54,9 +64,15 @@ class StridedCopy:
         whole = range(max(0, -(-(start - first) // stride)), min(rows, (stop - first - length) // stride + 1))
         touched = range(max(0, (start - first - length) // stride + 1), min(rows, -(-(stop - first) // stride)))
         copies = [self._rows(whole)] if whole else []
-        for row in sorted({touched[0], touched[-1]} - set(whole)) if touched else []:
-            copies += self._row(row).within(start, stop)
+        for row in sorted({touched[0], touched[-1]}) if touched else []:
+            if row not in whole:
+                copies += self._row(row).within(start, stop)
         return copies
+
+    def in_units(self, elements: int) -> StridedCopy | None:
+        """The same copy, counted in units of neighbouring elements; None where it would cut a unit."""
+        source, target = self.source.in_units(elements), self.target.in_units(elements)
+        return StridedCopy(source, target) if source and target else None
 
     def from_source(self, shift: int) -> StridedCopy:
         """The same copy out of a tensor in which the source begins `shift` elements later."""
