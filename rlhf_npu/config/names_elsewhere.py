@@ -378,7 +378,7 @@ NOT_HERE: dict[str, tuple[str, str]] = {
     "missing_eos_penalty": ("TRL", "a reward function is told whether a response ended by itself: `finished`"),
     # data
     "reward_fn_key": ("verl", "the field is called data_source"),
-    "label_key": ("OpenRLHF", "the right answer is reward_model.ground_truth"),
+    "label_key": ("OpenRLHF", "the right answer is the ground_truth under a record's reward_model"),
     "return_raw_input_ids": ("verl", _FIXED),
     "return_raw_chat": ("verl", "reward.function gets the prompt's text"),
     "return_full_prompt": ("verl", "reward.function gets the prompt's text"),
