@@ -10,7 +10,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 if [[ -z ${REWARD_MODEL:-} ]]; then
   REWARD_RUN=${REWARD_RUN:-outputs/reward_model_$(date +%Y-%m-%d_%H-%M-%S)}
   "$PYTHON" -m rlhf_npu.main_reward "trainer.default_local_dir=$REWARD_RUN" \
-    "trainer.total_training_steps=${REWARD_STEPS:-100}"
+    'data.train_files=[builtin:digits/flaws]' 'data.val_files=[builtin:digits/flaws_val]' \
+    optim.lr_warmup_steps=20 "trainer.total_training_steps=${REWARD_STEPS:-300}"
   REWARD_MODEL=$REWARD_RUN/model
 fi
 exec "$PYTHON" -m rlhf_npu.main_ppo reward_model.enable=true "reward_model.model.path=$REWARD_MODEL" \

@@ -48,6 +48,12 @@ class ScoringFit:
         self.conversations = conversations
         self.positions, _ = positions(skeleton.module.config)
 
+    def __str__(self) -> str:
+        reads = (
+            "the policy's token ids" if self.conversations.as_they_are else "text, by its own tokenizer and template"
+        )
+        return f"reward model of {self.skeleton.parameters:,} parameters, which reads {reads}"
+
     def check_prompts(self, data_sets: Sequence[Sequence[PromptSample]]) -> None:
         """Refuse prompts that the reward model cannot read, where it writes them by a template of its own.
 

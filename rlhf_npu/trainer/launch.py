@@ -71,6 +71,8 @@ def _train(config: PPOConfig) -> None:
     terminal.console.print(config.batch_math.table())
     terminal.console.print(f"{describe(prompts, 'training')}; {describe(held_out, 'held-out')}")
     terminal.console.print(str(memory), soft_wrap=True)
+    if scoring is not None:
+        terminal.console.print(f"{scoring}; its score counts {config.reward_model.weight:g} times in the reward")
     terminal.warn(*config.warnings(), *warnings)
     check_data_and_reward(local, [prompts, held_out], terminal)
     raise_if_interrupted()

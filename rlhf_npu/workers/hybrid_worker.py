@@ -288,6 +288,7 @@ class HybridWorker(WorkerProcess):
         completions = self._tenants.rollout.generate(
             [prompt.prompt_ids for prompt in prompts], n=n, seed=seed, temperature=temperature
         )
+        self._by_model = None
         self._prompts = shards[place]
         self._completions = completions[first : first + len(self._prompts)]
 
