@@ -95,7 +95,10 @@ def _with_resolved_models(config: PPOConfig) -> PPOConfig:
     policy = replace(policy, model=replace(policy.model, path=resolve(policy.model.path)))
     if critic.model.path is not None:
         critic = replace(critic, model=replace(critic.model, path=resolve(critic.model.path)))
-    return replace(config, actor_rollout_ref=policy, critic=critic)
+    scoring = config.reward_model
+    if scoring.model.path is not None:
+        scoring = replace(scoring, model=replace(scoring.model, path=resolve(scoring.model.path)))
+    return replace(config, actor_rollout_ref=policy, critic=critic, reward_model=scoring)
 
 
 if __name__ == "__main__":

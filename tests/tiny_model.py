@@ -6,7 +6,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 CHARACTERS = "0123456789,:"
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
@@ -17,8 +23,31 @@ def save_tiny_model(
 ) -> Path:
     """A model with 4 query heads and a vocabulary of 15, whose output is far from uniform."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(SPECIAL) + len(CHARACTERS),
+    LlamaForCausalLM(_config(tied, kv_heads, positions)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_tiny_reward_model(
+    folder: Path,
+    *,
+    positions: int = 128,
+    seed: int = 1,
+    vocabulary: int = len(SPECIAL) + len(CHARACTERS),
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Path:
+    """A sequence classifier with one label, whose scores are far from equal; with the policy's tokenizer if None."""
+    torch.manual_seed(seed)
+    config = _config(tied=False, kv_heads=2, positions=positions, vocabulary=vocabulary)
+    config.num_labels = 1
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    (tokenizer or character_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def _config(tied: bool, kv_heads: int, positions: int, vocabulary: int = len(SPECIAL) + len(CHARACTERS)) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocabulary,
         hidden_size=64,
         head_dim=32,
         intermediate_size=96,
@@ -32,9 +61,6 @@ def save_tiny_model(
         bos_token_id=1,
         eos_token_id=2,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -43,3 +69,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+character_tokenizer = tokenizer

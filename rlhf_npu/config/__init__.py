@@ -22,6 +22,7 @@ from rlhf_npu.config.policy_loss import PolicyLossConfig
 from rlhf_npu.config.ppo import PPOConfig
 from rlhf_npu.config.preference_loss import PreferenceLossConfig
 from rlhf_npu.config.reward import OverlongBufferConfig, RewardConfig
+from rlhf_npu.config.reward_model import ScoringConfig
 from rlhf_npu.config.rollout_correction import RolloutCorrectionConfig
 from rlhf_npu.config.root import RootConfig
 from rlhf_npu.config.schema import DPO, PPO, REWARD, SFT, Schema
@@ -60,6 +61,7 @@ __all__ = [
     "RootConfig",
     "SFTConfig",
     "Schema",
+    "ScoringConfig",
     "TrainerConfig",
     "ValKwargsConfig",
     "compose_config",

@@ -50,9 +50,11 @@ class BatchMath:
         tensor_parallel: devices a rollout engine.
         actor_micro_batch, critic_micro_batch: sequences of one forward and backward pass on one device.
         old_log_prob_micro_batch, ref_log_prob_micro_batch: sequences of one forward pass on one device.
+        reward_micro_batch: sequences of one forward pass of the reward model on one device at most.
         actor_epochs, critic_epochs: passes over the step's batch.
 
-    `critic_micro_batch` is None without a critic, `ref_log_prob_micro_batch` without a reference.
+    `critic_micro_batch` is None without a critic, `ref_log_prob_micro_batch` without a reference,
+    `reward_micro_batch` without a reward model.
     """
 
     prompts: int
@@ -65,6 +67,7 @@ class BatchMath:
     old_log_prob_micro_batch: int
     critic_micro_batch: int | None
     ref_log_prob_micro_batch: int | None
+    reward_micro_batch: int | None
     actor_epochs: int
     critic_epochs: int
 
@@ -228,6 +231,12 @@ class BatchMath:
         yield from self._update_rows("critic", self.critic_micro_batch, self.critic_epochs)
         yield from self._forward_rows("old log-prob", "rollout", self.old_log_prob_micro_batch)
         yield from self._forward_rows("reference", "ref", self.ref_log_prob_micro_batch)
+        if self.reward_micro_batch is not None:
+            yield (
+                "reward model micro-batches",
+                str(-(-self.sequences // (self.devices * self.reward_micro_batch))),
+                f"sequences a device / reward_model.micro_batch_size_per_device {self.reward_micro_batch}, rounded up",
+            )
 
     def _update_rows(self, model: str, micro: int | None, epochs: int) -> Iterator[tuple[str, str, str]]:
         if micro is None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
 REF = "actor_rollout_ref.ref"
+SCORING = "reward_model"
 _CLIP = f"{ACTOR}.clip_ratio_low and {ACTOR}.clip_ratio_high"
 _ACTOR_ZERO = f"{ACTOR}.zero_stage"
 _EPOCHS = f"{ACTOR}.ppo_epochs and critic.ppo_epochs"
@@ -61,6 +62,16 @@ FROM_VERL = {
     f"{REF}.strategy": f"{REF}.zero_stage",
     "reward.custom_reward_function.path": "reward.function=path/to/file.py:name",
     "reward.custom_reward_function.name": "reward.function=path/to/file.py:name",
+    "reward_model.micro_batch_size": f"{SCORING}.micro_batch_size_per_device",
+    "reward_model.micro_batch_size_per_gpu": f"{SCORING}.micro_batch_size_per_device",
+    "reward_model.strategy": f"{SCORING}.zero_stage",
+    "reward_model.fsdp_config": f"{SCORING}.zero_stage",
+    "reward_model.model.fsdp_config": f"{SCORING}.zero_stage",
+    "reward_model.model.trust_remote_code": "actor_rollout_ref.model.trust_remote_code",
+    "reward_model.model.dtype": "actor_rollout_ref.model.dtype",
+    "reward_model.model_path": f"{SCORING}.model.path",
+    "reward.reward_model.enable": f"{SCORING}.enable",
+    "reward.reward_model.model_path": f"{SCORING}.model.path",
     "reward_model.overlong_buffer": "reward.overlong_buffer",
     "reward_model.reward_kwargs.overlong_buffer_cfg": "reward.overlong_buffer",
     "reward.reward_kwargs.overlong_buffer_cfg": "reward.overlong_buffer",
@@ -115,6 +126,7 @@ FROM_TRL = {
     "vllm_max_model_len": _LENGTHS,
     "reward_funcs": "reward.function, or several in reward.functions",
     "reward_weights": "reward.weights",
+    "reward_model_path": f"{SCORING}.model.path",
     "run_name": "trainer.experiment_name",
     "project": "trainer.project_name",
     "data_seed": "data.seed",
@@ -162,6 +174,7 @@ FROM_OPENRLHF = {
     "eps_clip_low_high": _CLIP,
     "dual_clip": f"{ACTOR}.clip_ratio_c",
     "policy_loss_type": _LOSS_MODE,
+    "reward_pretrain": f"{SCORING}.model.path",
     "remote_rm_url": "reward.function=http://host:port/path",
     "dynamic_filtering": "algorithm.filter_groups.enable",
     "overlong_buffer_len": "reward.overlong_buffer.len",
@@ -347,9 +360,11 @@ NOT_HERE: dict[str, tuple[str, str]] = {
     "use_pf_ppo": ("verl", "every response of a step is trained on"),
     "pf_ppo": ("verl", "every response of a step is trained on"),
     # rewards
-    "reward_model": ("verl", "a reward function scores the responses: reward.function"),
-    "reward_pretrain": ("OpenRLHF", "a reward function scores the responses: reward.function"),
-    "reward_model_path": ("TRL", "a reward function scores the responses: reward.function"),
+    "input_tokenizer": ("verl", "the reward model's tokenizer and chat template are used where they differ"),
+    "reward_model.max_length": ("verl", "a conversation that is longer than the reward model's positions has failed"),
+    "reward_model.enable_resource_pool": ("verl", _SHARED),
+    "reward_model.n_gpus_per_node": ("verl", _SHARED),
+    "reward_model.nnodes": ("verl", _SHARED),
     "reward_manager": ("verl", "the arguments that reward.function takes say whether it scores one response or all"),
     "launch_reward_fn_async": ("verl", "rewards are taken before training begins"),
     "sandbox_fusion": ("verl", "reward.function may be a service, or call one by itself"),
@@ -363,7 +378,7 @@ NOT_HERE: dict[str, tuple[str, str]] = {
     "missing_eos_penalty": ("TRL", "a reward function is told whether a response ended by itself: `finished`"),
     # data
     "reward_fn_key": ("verl", "the field is called data_source"),
-    "label_key": ("OpenRLHF", "the right answer is reward_model.ground_truth"),
+    "label_key": ("OpenRLHF", "the right answer is the ground_truth under a record's reward_model"),
     "return_raw_input_ids": ("verl", _FIXED),
     "return_raw_chat": ("verl", "reward.function gets the prompt's text"),
     "return_full_prompt": ("verl", "reward.function gets the prompt's text"),

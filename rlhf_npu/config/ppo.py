@@ -13,7 +13,8 @@ from rlhf_npu.config.data import DataConfig
 from rlhf_npu.config.hybrid import HybridConfig
 from rlhf_npu.config.keys import Problem
 from rlhf_npu.config.policy_loss import OF_PAIRS, OF_SEQUENCES
-from rlhf_npu.config.reward import RewardConfig
+from rlhf_npu.config.reward import KINDS, RewardConfig
+from rlhf_npu.config.reward_model import ScoringConfig
 from rlhf_npu.config.root import RootConfig, problem_list
 from rlhf_npu.config.trainer import PPOTrainerConfig
 from rlhf_npu.errors import ConfigError
@@ -28,6 +29,7 @@ class PPOConfig(RootConfig):
     critic: CriticConfig = field(default_factory=CriticConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    reward_model: ScoringConfig = field(default_factory=ScoringConfig)
     hybrid: HybridConfig = field(default_factory=HybridConfig)
     trainer: PPOTrainerConfig = field(default_factory=PPOTrainerConfig)
 
@@ -57,6 +59,7 @@ class PPOConfig(RootConfig):
             old_log_prob_micro_batch=policy.rollout.log_prob_micro_batch_size_per_device,
             critic_micro_batch=critic.ppo_micro_batch_size_per_device if self.has_critic else None,
             ref_log_prob_micro_batch=policy.ref.log_prob_micro_batch_size_per_device if self.has_reference else None,
+            reward_micro_batch=self.reward_model.micro_batch_size_per_device if self.reward_model.enable else None,
             actor_epochs=policy.actor.ppo_epochs,
             critic_epochs=critic.ppo_epochs,
         )
@@ -76,6 +79,9 @@ class PPOConfig(RootConfig):
 
     def relations(self) -> Iterator[Problem]:
         yield from self._estimator_problems()
+        if not self.reward.names and not self.reward_model.enable:
+            right = f"must be {KINDS}; or name several in reward.functions, or a model in reward_model.model.path"
+            yield Problem("reward.function", None, right)
         buffer, longest = self.reward.overlong_buffer.len, self.data.max_response_length
         if buffer > longest:
             yield Problem("reward.overlong_buffer.len", buffer, f"must be at most data.max_response_length={longest}")

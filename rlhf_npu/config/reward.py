@@ -21,7 +21,7 @@ from rlhf_npu.config.keys import (
 
 BUILTIN_REWARDS = ("digits", "math_verify", "reasoning_gym")
 KINDS = f"{', '.join(BUILTIN_REWARDS)}, path/to/file.py:name, package.module:name or http://host:port/path"
-_SIZE = Range(at_least=-1e6, at_most=1e6)
+REWARD_SIZE = Range(at_least=-1e6, at_most=1e6)
 
 
 @dataclass
@@ -41,7 +41,7 @@ class RewardConfig(ConfigNode):
     function: str | None = key(KINDS)
     kwargs: dict[str, Any] = key("keyword arguments for it; add one with +reward.kwargs.name=value", {})
     functions: list[str] = key("several, whose weighted sum is the reward, where reward.function=null", [])
-    weights: list[float] = key("the weight of each of reward.functions; [] = 1 each", [], within=_SIZE)
+    weights: list[float] = key("the weight of each of reward.functions; [] = 1 each", [], within=REWARD_SIZE)
     timeout: float | None = key(
         "seconds that a call or one HTTP request may take; null = no limit", 300.0, within=POSITIVE
     )
@@ -49,7 +49,7 @@ class RewardConfig(ConfigNode):
         "calls of async functions, or HTTP requests, at the same time on a device", 32, within=POSITIVE
     )
     retries: int = key("times that an HTTP request is sent again", 3, within=NOT_NEGATIVE)
-    failed_score: float = key("reward of a response that a function failed to score", 0.0, within=_SIZE)
+    failed_score: float = key("reward of a response that a function failed to score", 0.0, within=REWARD_SIZE)
     max_failed_ratio: float = key("share of a step's responses that may fail; more end the run", 0.01, within=FRACTION)
     overlong_buffer: OverlongBufferConfig = field(default_factory=OverlongBufferConfig)
 
@@ -70,8 +70,6 @@ class RewardConfig(ConfigNode):
             yield from _name_problems("functions" if self.function is None else "function", name)
 
     def _number_problems(self) -> Iterator[Problem]:
-        if self.function is None and not self.functions:
-            yield Problem("function", None, f"must be {KINDS}; or name several in reward.functions")
         if self.function is not None and self.functions:
             yield Problem("functions", self.functions, "needs reward.function=null, since it stands in its place")
         if len(set(self.functions)) < len(self.functions):

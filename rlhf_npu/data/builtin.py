@@ -2,7 +2,8 @@
 
 `builtin:digits/model`, `builtin:digits/train`, `builtin:digits/val`, `builtin:chain_sum/train` and
 `builtin:chain_sum/val` stand for files in a cache folder: `RLHF_NPU_CACHE`, else `~/.cache/rlhf_npu`. So do
-`builtin:digits/pairs`, `builtin:digits/unpaired` and `builtin:digits/sft`, and each of these with `_val`.
+`builtin:digits/pairs`, `builtin:digits/flaws`, `builtin:digits/unpaired` and `builtin:digits/sft`, and each of these
+with `_val`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class BuiltinTask:
 
 _PROMPTS = {"train": "train.jsonl", "val": "val.jsonl"}
 _EXAMPLES = {
-    f"{kind}{split}": f"{kind}{split}.jsonl" for kind in ("pairs", "unpaired", "sft") for split in ("", "_val")
+    f"{kind}{split}": f"{kind}{split}.jsonl" for kind in ("pairs", "flaws", "unpaired", "sft") for split in ("", "_val")
 }
 TASKS = {
     "digits": BuiltinTask("digits", ("digits",), {"model": "model", **_PROMPTS, **_EXAMPLES}, "about a minute"),

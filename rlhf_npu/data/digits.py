@@ -30,6 +30,7 @@ PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 VOCABULARY = (PAD, BOS, EOS, UNK, *"0123456789", ",", ":")
 PROMPT_TOKENS = 8
 MAX_RESPONSE_TOKENS = 2 * max(COUNTS)
+FLAWS = 24  # pairs of `flaws` with the same prompt
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,33 @@ class DigitSequence:
         while (response := self.careless_response(rng, slip)) == self.response:
             pass
         return response
+
+    def flawed_response(self, rng: random.Random) -> str:
+        """An answer that is wrong in any way: a policy finds what a judge has never seen."""
+        flaws = (self._with_terms_left_out, self._with_another_number, self._of_another_length, self._guessed_from_here)
+        while (response := rng.choice(flaws)(rng)) == self.response:
+            pass
+        return response
+
+    def _with_terms_left_out(self, rng: random.Random) -> str:
+        return self.careless_response(rng, slip=0.5)
+
+    def _with_another_number(self, rng: random.Random) -> str:
+        numbers = self.response.split(",")
+        numbers[rng.randrange(self.count)] = self._guess(rng)
+        return ",".join(numbers)
+
+    def _of_another_length(self, rng: random.Random) -> str:
+        numbers = self.response.split(",")
+        return ",".join(numbers[:-1] if self.count > 1 and rng.random() < 0.5 else [*numbers, self._guess(rng)])
+
+    def _guessed_from_here(self, rng: random.Random) -> str:
+        numbers = self.response.split(",")
+        start = rng.randrange(self.count)
+        return ",".join([*numbers[:start], *(self._guess(rng) for _ in numbers[start:])])
+
+    def _guess(self, rng: random.Random) -> str:
+        return str(rng.randrange(self.modulus))
 
     def _continue(self, strides: list[int]) -> str:
         number, numbers = self.second, []
@@ -156,7 +184,8 @@ def prepare(folder: str | os.PathLike[str], seed: int = 0) -> Path:
     """Write `model/` (Hugging Face format), prompts, pairs, single answers and right answers into `folder`, or nothing.
 
     `train.jsonl` and `val.jsonl` are the prompts; `pairs`, `unpaired` and `sft`, each with `_val` too, are answers to
-    them. A wrong answer leaves out terms, as the weak policy does.
+    them. A wrong answer leaves out terms, as the weak policy does. `flaws`, with `_val`, are pairs for a reward model:
+    several to a prompt, whose wrong answers are wrong in all kinds of ways.
     """
     train, val = sequences(seed)
     with atomic_folder(folder) as staging:
@@ -166,6 +195,7 @@ def prepare(folder: str | os.PathLike[str], seed: int = 0) -> Path:
         _write_records(staging / "val.jsonl", "val", val)
         for suffix, questions in (("", train), ("_val", val)):
             _write_examples(staging, suffix, questions, seed)
+            _write_flaws(staging / f"flaws{suffix}.jsonl", questions, 1 if suffix else FLAWS, seed)
     return Path(folder)
 
 
@@ -253,3 +283,11 @@ def _write_examples(folder: Path, suffix: str, questions: list[DigitSequence], s
     for name, records in files.items():
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (folder / f"{name}{suffix}.jsonl").write_text(lines, encoding="utf-8")
+
+
+def _write_flaws(path: Path, questions: list[DigitSequence], pairs: int, seed: int) -> None:
+    rng = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for question in questions * pairs:
+            pair = {"prompt": question.prompt, "chosen": question.response, "rejected": question.flawed_response(rng)}
+            file.write(json.dumps(pair) + "\n")

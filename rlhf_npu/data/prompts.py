@@ -11,7 +11,7 @@ from typing import Any, overload
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_npu.config import DataConfig
-from rlhf_npu.data.chats import ChatRenderer, check_is_no_chat
+from rlhf_npu.data.chats import ChatRenderer, check_is_no_chat, without_nulls
 from rlhf_npu.data.problems import DataProblems
 from rlhf_npu.data.records import Record, read_records
 from rlhf_npu.data.sample import PromptSample
@@ -59,6 +59,7 @@ class _Prompt:
     data_source: str
     ground_truth: Any
     extra_info: dict[str, Any]
+    messages: list[dict[str, Any]] | None
 
     @property
     def location(self) -> str:
@@ -85,10 +86,19 @@ def load_prompts(files: Sequence[str], tokenizer: PreTrainedTokenizerBase, confi
 
 
 def collect_prompts(
-    files: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: DataConfig, problems: DataProblems
+    files: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    problems: DataProblems,
+    *,
+    keeps_messages: bool = False,
 ) -> PromptDataset:
-    """`load_prompts` for one of several data sets: what is wrong is added to `problems`, for the caller to check."""
-    prompts = list(_checked_records(files, tokenizer, config.prompt_key, problems))
+    """`load_prompts` for one of several data sets: what is wrong is added to `problems`, for the caller to check.
+
+    Args:
+        keeps_messages: whether samples carry the messages of prompts that are chats.
+    """
+    prompts = list(_checked_records(files, tokenizer, config.prompt_key, problems, keeps_messages))
     rows = list(_tokenize(prompts, tokenizer, problems))
     if not config.filter_overlong_prompts and config.truncation == "error":
         _refuse_overlong(rows, config.max_prompt_length, problems)
@@ -105,7 +115,11 @@ def collect_prompts(
 
 
 def _checked_records(
-    files: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt_key: str, problems: DataProblems
+    files: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_key: str,
+    problems: DataProblems,
+    keeps_messages: bool,
 ) -> Iterator[_Prompt]:
     chats = ChatRenderer(tokenizer)
     for file in files:
@@ -113,7 +127,7 @@ def _checked_records(
         for record in read_records(file, problems):
             records += 1
             try:
-                prompt = _check(record, chats, prompt_key)
+                prompt = _check(record, chats, prompt_key, keeps_messages)
             except DataError as error:
                 problems.add(str(error))
             else:
@@ -122,7 +136,7 @@ def _checked_records(
             problems.add(f"{file}: no prompts; a file needs at least one record")
 
 
-def _check(record: Record, chats: ChatRenderer, prompt_key: str) -> _Prompt:
+def _check(record: Record, chats: ChatRenderer, prompt_key: str, keeps_messages: bool) -> _Prompt:
     location, value = record.location, record.value
     if not isinstance(value, dict):
         raise DataError(f"{location}: a {type(value).__name__}; a record is an object with a {prompt_key!r}")
@@ -137,7 +151,8 @@ def _check(record: Record, chats: ChatRenderer, prompt_key: str) -> _Prompt:
     what = f"{location}: {prompt_key!r}"
     text = chats.render(prompt, record.columnar, what) if is_chat else _plain(prompt, location, what)
     check_text(text, what)
-    return _Prompt(record.file, record.row, text, is_chat, data_source, ground_truth, extra_info)
+    messages = (without_nulls(prompt) if record.columnar else prompt) if is_chat and keeps_messages else None
+    return _Prompt(record.file, record.row, text, is_chat, data_source, ground_truth, extra_info, messages)
 
 
 def _field(record: dict[str, Any], key: str, location: str) -> Any:
@@ -229,5 +244,13 @@ def _sample(
         ids = ids[-limit:] if config.truncation == "left" else ids[:limit]
         text = tokenizer.decode(ids)
     return PromptSample(
-        index, tuple(ids), text, prompt.data_source, prompt.ground_truth, prompt.extra_info, prompt.file, prompt.row
+        index,
+        tuple(ids),
+        text,
+        prompt.data_source,
+        prompt.ground_truth,
+        prompt.extra_info,
+        prompt.file,
+        prompt.row,
+        prompt.messages,
     )

@@ -19,6 +19,8 @@ class PromptSample:
         extra_info: whatever else the record carries.
         file: the file that the record came from.
         row: its line or row there, from 1.
+        messages: the prompt's chat messages as the record has them, where a reward model reads them by a template of
+            its own; None for prompts that are text, and without such a model.
     """
 
     index: int
@@ -29,6 +31,7 @@ class PromptSample:
     extra_info: dict[str, Any]
     file: str = ""
     row: int = 0
+    messages: list[dict[str, Any]] | None = None
 
     @property
     def location(self) -> str:

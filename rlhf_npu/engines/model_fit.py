@@ -35,6 +35,7 @@ CRITIC = "critic.model.path"
 MODEL = "model.path"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 NEW_HEAD = "score."  # of a reward model, which a folder of a language model has no weights of
+PADDING_ADVICE = "set pad_token in its tokenizer, and pad_token_id in its config.json, to a token that no text has"
 LENGTHS = "data.max_prompt_length + data.max_response_length"
 # What configurations call the number of positions, and which of these decides: the smallest.
 _POSITIONS = (
@@ -101,14 +102,16 @@ def check_alone(model: ModelConfig, max_length: int, kind: Any) -> tuple[Skeleto
 
     Raises:
         ModelError: it cannot be built from its folder, or weights are missing, left over or of another shape; it has
-            fewer positions; the tokenizer has ids that it does not know.
+            fewer positions; the tokenizer has ids that it does not know, or for a classifier pads with its EOS.
     """
     with quiet():
-        skeleton = build_skeleton(model, MODEL, kind)
+        skeleton = build_skeleton(model, MODEL, kind, head_may_be_new=kind is AutoModelForSequenceClassification)
         tokenizer = load_tokenizer(model)
         where = f"{MODEL}={model.path}"
-        _check_positions(skeleton, where, max_length, f"data.max_length = {max_length} tokens", "lower it")
-        _check_vocabulary(tokenizer, skeleton.vocabulary, f"the model in {where}")
+        check_positions(skeleton, where, max_length, f"data.max_length = {max_length} tokens", "lower it")
+        check_vocabulary(tokenizer, skeleton.vocabulary, f"the model in {where}")
+        if kind is AutoModelForSequenceClassification:
+            check_padding_is_not_eos(tokenizer, where)
     return skeleton, tokenizer
 
 
@@ -134,8 +137,11 @@ def check_prompt_ids(
     problems.check()
 
 
-def build_skeleton(model: ModelConfig, key: str, kind: Any) -> Skeleton:
+def build_skeleton(model: ModelConfig, key: str, kind: Any, *, head_may_be_new: bool = False) -> Skeleton:
     """A model on the meta device, loaded as the engines load it but for the weights themselves.
+
+    Args:
+        head_may_be_new: of a sequence classifier, which then gets one label.
 
     Raises:
         ModelError: transformers cannot build it, or its weights are not those that it needs.
@@ -146,8 +152,7 @@ def build_skeleton(model: ModelConfig, key: str, kind: Any) -> Skeleton:
     layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
     if not 0 < layers <= len(stored):
         raise ModelError(f"{file}: num_hidden_layers is {layers}, and the weights are {len(stored)} tensors")
-    is_classifier = kind is AutoModelForSequenceClassification
-    if is_classifier:
+    if head_may_be_new:
         config.num_labels = 1
     with errors_as(ModelError, f"{file}: transformers cannot build this model"):
         module, report = kind.from_pretrained(
@@ -158,10 +163,26 @@ def build_skeleton(model: ModelConfig, key: str, kind: Any) -> Skeleton:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    if is_classifier:
+    if head_may_be_new:
         report["missing_keys"] = {name for name in report["missing_keys"] if not name.startswith(NEW_HEAD)}
-    _check_report(report, key, model.path, leftovers_matter=kind is AutoModelForCausalLM)
+    elif kind is AutoModelForSequenceClassification:
+        _check_head(module, set(report["missing_keys"]), f"{key}={model.path}")
+    _check_report(report, key, model.path, leftovers_matter=kind is not AutoModel and not head_may_be_new)
     return Skeleton(module)
+
+
+def _check_head(classifier: PreTrainedModel, missing: set[str], where: str) -> None:
+    """A head that is not in the folder would be drawn at random, with a warning at most."""
+    trunk = f"{classifier.base_model_prefix}."
+    drawn = sorted(name for name in missing if not name.startswith(trunk))
+    if drawn:
+        raise ModelError(
+            f"{where}: the model has no classification head ({', '.join(drawn)}), which would be drawn at random; name "
+            "a reward model: one that rlhf_npu.main_reward has trained, or another sequence classifier with one label"
+        )
+    labels = classifier.config.num_labels
+    if labels != 1:
+        raise ModelError(f"{where}: the model has {labels} labels, and a reward is one number; it must have 1")
 
 
 def load_config(model: ModelConfig, key: str) -> PreTrainedConfig:
@@ -220,8 +241,8 @@ def _check_model(
 ) -> None:
     prompt, response = config.data.max_prompt_length, config.data.max_response_length
     asked = f"{LENGTHS} = {prompt} + {response} = {prompt + response} tokens"
-    _check_positions(skeleton, f"{key}={model.path}", prompt + response, asked, "lower one of the two")
-    _check_vocabulary(tokenizer, skeleton.vocabulary, f"the model in {key}={model.path}")
+    check_positions(skeleton, f"{key}={model.path}", prompt + response, asked, "lower one of the two")
+    check_vocabulary(tokenizer, skeleton.vocabulary, f"the model in {key}={model.path}")
     for stop in declared_stop_ids(Path(model.path)) if key == POLICY else []:
         if stop >= skeleton.vocabulary:
             raise ModelError(
@@ -230,7 +251,12 @@ def _check_model(
             )
 
 
-def _check_positions(skeleton: Skeleton, model: str, length: int, asked: str, advice: str) -> None:
+def check_positions(skeleton: Skeleton, model: str, length: int, asked: str, advice: str) -> None:
+    """Refuse sequences that are longer than a model's positions.
+
+    Raises:
+        ModelError: says what was asked for, what the model has, and the advice.
+    """
     limit, name = positions(skeleton.module.config)
     if length > limit:
         raise ModelError(f"{asked}, but the model in {model} has {limit:.0f} positions ({name}); {advice}")
@@ -260,8 +286,27 @@ def _check_same_tokens(own: PreTrainedTokenizerBase, policys: PreTrainedTokenize
         )
 
 
-def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: int, model: str) -> None:
-    """The padding id may lie outside, since masks decide, and so may special tokens that nothing adds by itself."""
+def check_padding_is_not_eos(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Refuse what transformers would score before a text's end: it takes the last token that is not padding.
+
+    Raises:
+        ModelError: names the token.
+    """
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ModelError(
+            f"{where}: its padding token {tokenizer.pad_token!r} is its EOS as well, so that transformers would read a "
+            f"sequence classifier's score before a text's end and not at it; {PADDING_ADVICE}"
+        )
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: int, model: str) -> None:
+    """Refuse a tokenizer with tokens that a model has no embedding for.
+
+    The padding id may lie outside, since masks decide, and so may special tokens that nothing adds by itself.
+
+    Raises:
+        ModelError: names one of them.
+    """
     spared = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     spared |= {tokenizer.pad_token_id}
     spared -= {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}

@@ -37,14 +37,24 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: transformers cannot load it, or it has no EOS token.
     """
-    with errors_as(ModelError, f"the tokenizer in {model.path!r} cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ModelError(f"{model.path!r} holds no tokenizer; save one there with save_pretrained")
+    tokenizer = read_tokenizer(model)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {model.path!r} has no EOS token; responses could never finish")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def read_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the model, as it is.
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
+    with errors_as(ModelError, f"the tokenizer in {model.path!r} cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ModelError(f"{model.path!r} holds no tokenizer; save one there with save_pretrained")
     return tokenizer
 
 

@@ -16,6 +16,7 @@ class Stage(Enum):
     """What the device is used for; the value names it in metrics and messages."""
 
     GENERATE = "generate"
+    REWARD_MODEL = "reward_model"
     LOG_PROB = "old_log_prob"
     REF = "ref"
     VALUES = "values"

@@ -14,6 +14,7 @@ _PARAMS = {
     "actor": {Stage.LOG_PROB, Stage.TRAIN_ACTOR, Stage.RESHARD, Stage.SAVE},
     "critic": {Stage.VALUES, Stage.TRAIN_CRITIC},
     "ref": {Stage.REF},
+    "reward": {Stage.REWARD_MODEL},
 }
 
 
@@ -30,7 +31,9 @@ def make_tags(sizes: Mapping[str, int], sleep_level: str) -> tuple[Tag, ...]:
 
 def cycle_of(config: PPOConfig) -> tuple[Stage, ...]:
     """The stages of a training step in their order."""
-    stages = [Stage.GENERATE, Stage.LOG_PROB]
+    stages = [Stage.GENERATE]
+    stages += [Stage.REWARD_MODEL] if config.reward_model.enable else []
+    stages += [Stage.LOG_PROB]
     stages += [Stage.REF] if config.has_reference else []
     stages += [Stage.VALUES, Stage.TRAIN_CRITIC] if config.has_critic else []
     return (*stages, Stage.TRAIN_ACTOR, Stage.RESHARD)

@@ -59,15 +59,6 @@ class ContractError(ValueError):
 
 
 @dataclass(frozen=True)
-class Response:
-    """What is scored: text without special tokens; `finished` says that it ended by itself."""
-
-    text: str
-    finished: bool
-    sample: PromptSample
-
-
-@dataclass(frozen=True)
 class Graded:
     """A reward and what else the function returned beside it.
 
@@ -80,6 +71,20 @@ class Graded:
     extra_info: dict[str, Any] = field(default_factory=dict)
     ungradable: str | None = None
     failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Response:
+    """What is scored: text without special tokens; `finished` says that it ended by itself.
+
+    Attributes:
+        by_model: what the run's reward model says of it, if there is one.
+    """
+
+    text: str
+    finished: bool
+    sample: PromptSample
+    by_model: Graded | None = None
 
 
 def offered(response: Response) -> dict[str, Any]:

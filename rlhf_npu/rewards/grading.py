@@ -225,14 +225,46 @@ class CheckedFunction:
         return failure
 
 
-class Reward:
-    """One function, or the weighted sum of several; a `RewardFunction`.
+class ModelScores:
+    """The scores that the run's reward model has given, in the place of a function."""
 
-    Of several, each one's score is a part under its label, and its parts are under `label/part`.
+    scores_batches = False
+
+    def grade(self, responses: Sequence[Response], failures: Failures) -> list[Graded]:
+        """The outcome of each response.
+
+        Raises:
+            RewardError: more failed than `failures` allows.
+        """
+        return [failures.settle(place, self._outcome(response)) for place, response in enumerate(responses)]
+
+    def _outcome(self, response: Response) -> Graded | RewardError:
+        assert response.by_model is not None
+        graded, sample = response.by_model, response.sample
+        failure = graded.failure
+        if failure is None and not math.isfinite(graded.score):
+            failure = f"the score is {graded.score}"
+        if failure is None:
+            return graded
+        place = f" ({sample.location})" if sample.file else ""
+        return RewardError(
+            f"reward_model: on prompt {sample.index} of data source {sample.data_source!r}{place}, "
+            f"response {shown(response.text)}: {failure}"
+        )
+
+
+class Reward:
+    """One function, or the weighted sum of several and of a reward model; a `RewardFunction`.
+
+    In a sum each one's score is a part under its label, and its parts are under `label/part`.
     """
 
     def __init__(
-        self, functions: Sequence[CheckedFunction], labels: Sequence[str], weights: Sequence[float], limits: Limits
+        self,
+        functions: Sequence[CheckedFunction | ModelScores],
+        labels: Sequence[str],
+        weights: Sequence[float],
+        limits: Limits,
     ) -> None:
         self._functions = list(functions)
         self._labels = list(labels)
@@ -252,9 +284,13 @@ class Reward:
     def grade_all(self, responses: Sequence[Response], may_fail: int = 0) -> list[Graded]:
         failures = Failures(may_fail, self._limits)
         columns = [function.grade(responses, failures) for function in self._functions]
-        if len(columns) == 1:
+        if self._is_one_function:
             return columns[0]
         return [self._sum(row, failures, place) for place, row in enumerate(zip(*columns, strict=True))]
+
+    @property
+    def _is_one_function(self) -> bool:
+        return self._weights == [1.0] and isinstance(self._functions[0], CheckedFunction)
 
     def _sum(self, row: Sequence[Graded], failures: Failures, place: int) -> Graded:
         parts: dict[str, Any] = {}

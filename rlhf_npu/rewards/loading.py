@@ -24,7 +24,7 @@ from rlhf_npu.rewards.contract import (
     can_take,
     check_kwargs_are_free,
 )
-from rlhf_npu.rewards.grading import CheckedFunction, Limits, Reward, RewardFunction
+from rlhf_npu.rewards.grading import CheckedFunction, Limits, ModelScores, Reward, RewardFunction
 from rlhf_npu.rewards.importing import ImportRefusedError, import_file
 from rlhf_npu.rewards.remote import RemoteReward
 
@@ -36,10 +36,16 @@ BUILTIN_REWARDS = {
 SampleCheck = Callable[[PromptSample], None]
 
 
-def load_reward(config: RewardConfig) -> RewardFunction:
-    """The functions that `config` names, with `config.kwargs` bound.
+MODEL_LABEL = "reward_model"
+
+
+def load_reward(config: RewardConfig, model_weight: float | None = None) -> RewardFunction:
+    """The functions that `config` names, with `config.kwargs` bound, and the reward model's scores.
 
     Of several functions each gets those of the keyword arguments that it has a parameter for.
+
+    Args:
+        model_weight: of the reward model's scores, which come with the responses; None without one.
 
     Raises:
         RewardError: no such builtin, file, module or function, or it does not take the arguments that there are.
@@ -47,8 +53,12 @@ def load_reward(config: RewardConfig) -> RewardFunction:
     limits = Limits(config.timeout, config.concurrency, config.failed_score, config.max_failed_ratio)
     found = {name: _find(config, name) for name in config.names}
     kwargs = _kwargs_of_each(config, found)
-    functions = [_checked(config, name, function, kwargs[name], limits) for name, function in found.items()]
-    return Reward(functions, labels(config.names), config.weights or [1.0] * len(functions), limits)
+    columns: list[CheckedFunction | ModelScores]
+    columns = [_checked(config, name, function, kwargs[name], limits) for name, function in found.items()]
+    names, weights = list(config.names), config.weights or [1.0] * len(columns)
+    if model_weight is not None:
+        columns, names, weights = [*columns, ModelScores()], [*names, MODEL_LABEL], [*weights, model_weight]
+    return Reward(columns, labels(names), weights, limits)
 
 
 def load_sample_check(name: str) -> SampleCheck:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,25 @@ class Scorer:
         self._ranks = ranks
 
     def score(
-        self, prompts: Sequence[PromptSample], completions: Sequence[Sequence[Completion]], step: int
+        self,
+        prompts: Sequence[PromptSample],
+        completions: Sequence[Sequence[Completion]],
+        step: int,
+        by_model: Sequence[Graded] | None = None,
     ) -> list[ScoredResponse]:
         """One scored response a completion, in order.
+
+        Args:
+            by_model: what the reward model says of each, if there is one.
 
         Raises:
             RewardError: more of them than may failed to be scored: the reward function raised, took too long, or
                 returned something that is not a finite number.
         """
         responses = list(self._responses(prompts, completions))
+        if by_model is not None:
+            pairs = zip(responses, by_model, strict=True)
+            responses = [replace(response, by_model=graded) for response, graded in pairs]
         allowed = failures_allowed(self._max_failed_ratio, len(responses) * self._ranks)
         graded = self._reward.grade_all(responses, allowed)
         return [_line(step, *pair) for pair in zip(responses, graded, strict=True)]

@@ -9,7 +9,15 @@ from transformers import PreTrainedTokenizerBase
 
 from allocator import SleepPool
 from rlhf_npu.config import PPOConfig
-from rlhf_npu.engines.models import load_critic, load_policy, load_tokenizer, stop_token_ids
+from rlhf_npu.engines.models import (
+    load_critic,
+    load_policy,
+    load_reward_model,
+    load_tokenizer,
+    read_tokenizer,
+    stop_token_ids,
+)
+from rlhf_npu.engines.reward_model_fit import conversations_of, scoring_model
 from rlhf_npu.engines.rollout import RolloutEngine
 from rlhf_npu.engines.trainer_engine import InferenceEngine, TrainerEngine
 from rlhf_npu.hybrid.calibration import Calibration
@@ -24,6 +32,7 @@ from rlhf_npu.rewards import load_reward
 from rlhf_npu.roles.critic import CriticTrainer
 from rlhf_npu.roles.policy import PolicyTrainer
 from rlhf_npu.roles.reference import Reference
+from rlhf_npu.roles.reward_model import RewardModel
 from rlhf_npu.roles.scoring import Scorer
 
 MIB = 1 << 20
@@ -31,7 +40,7 @@ MIB = 1 << 20
 
 @dataclass
 class Tenants:
-    """The engines of one device; `critic` and `reference` exist when the algorithm uses them."""
+    """The engines of one device; `critic`, `reference` and `reward_model` exist when they are used."""
 
     tokenizer: PreTrainedTokenizerBase
     scorer: Scorer
@@ -40,6 +49,7 @@ class Tenants:
     hybrid: HybridEngine
     critic: CriticTrainer | None
     reference: Reference | None
+    reward_model: RewardModel | None
 
 
 def build_tenants(
@@ -52,8 +62,9 @@ def build_tenants(
     """
     model, rollout_config = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
     tokenizer = load_tokenizer(model)
-    reward = config.reward
-    scorer = Scorer(load_reward(reward), tokenizer, reward.max_failed_ratio, config.trainer.world_size)
+    reward, scoring = config.reward, config.reward_model
+    functions = load_reward(reward, scoring.weight if scoring.enable else None)
+    scorer = Scorer(functions, tokenizer, reward.max_failed_ratio, config.trainer.world_size)
     stops = stop_token_ids(model, tokenizer)
     rollout = RolloutEngine(
         model,
@@ -72,14 +83,16 @@ def build_tenants(
     asleep.put(critic.engine.tags if critic else ())
     reference = _build_reference(config, platform) if config.has_reference else None
     asleep.put(reference.engine.tags if reference else ())
-    built = {"actor": policy, "critic": critic, "ref": reference}
+    reward_model = _build_reward_model(config, tokenizer, platform) if scoring.enable else None
+    asleep.put(reward_model.engine.tags if reward_model else ())
+    built = {"actor": policy, "critic": critic, "ref": reference, "reward": reward_model}
     trainers = {role: tenant.engine for role, tenant in built.items() if tenant is not None}
     tags = [*ROLLOUT_TAGS, *(tag for engine in trainers.values() for tag in engine.tags)]
     plan = measured_plan(config, tags, memory.workspace, memory.capacity, platform)
     resharder = Resharder(policy.engine.module, rollout, rollout_config.reshard_bucket_mb * MIB)
     calibration = Calibration(platform) if config.hybrid.plan == "auto" and platform.name != "cpu" else None
     hybrid = HybridEngine(rollout, resharder, trainers, plan, platform, calibration)
-    return Tenants(tokenizer, scorer, rollout, policy, hybrid, critic, reference)
+    return Tenants(tokenizer, scorer, rollout, policy, hybrid, critic, reference, reward_model)
 
 
 class _AsleepWhileBuilding:
@@ -133,3 +146,12 @@ def _build_reference(config: PPOConfig, platform: Platform) -> Reference:
     policy = load_policy(model, zero_stage=ref.zero_stage, device=platform.device())
     engine = InferenceEngine(policy, zero_stage=ref.zero_stage, dtype=model.dtype, platform=platform, role="ref")
     return Reference(engine, ref, config.actor_rollout_ref.rollout.temperature)
+
+
+def _build_reward_model(config: PPOConfig, policys: PreTrainedTokenizerBase, platform: Platform) -> RewardModel:
+    model, stage = scoring_model(config), config.reward_model.zero_stage
+    classifier = load_reward_model(model, zero_stage=stage, device=platform.device())
+    engine = InferenceEngine(classifier, zero_stage=stage, dtype=model.dtype, platform=platform, role="reward")
+    conversations = conversations_of(classifier.config, read_tokenizer(model), policys)
+    micro_size = config.reward_model.micro_batch_size_per_device
+    return RewardModel(engine, classifier, conversations, micro_size, platform.device())

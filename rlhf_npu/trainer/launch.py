@@ -16,6 +16,7 @@ from rlhf_npu.data.problems import DataProblems
 from rlhf_npu.data.prompts import PromptDataset, PromptSample, collect_prompts
 from rlhf_npu.engines.model_fit import POLICY, check_fit, check_prompt_ids
 from rlhf_npu.engines.model_folder import check_model
+from rlhf_npu.engines.reward_model_fit import ScoringFit, check_reward_model
 from rlhf_npu.errors import DeviceError
 from rlhf_npu.hybrid.memory.memory_plan import MemoryPlan, check_memory
 from rlhf_npu.hybrid.switch_plan import SwitchPlan
@@ -56,7 +57,8 @@ def _train(config: PPOConfig) -> None:
     check_devices(config, platform)
     local = with_local_paths(config)
     policy, tokenizer = check_fit(local)
-    prompts, held_out = load_data(local, tokenizer)
+    scoring = check_reward_model(local, tokenizer) if config.reward_model.enable else None
+    prompts, held_out = load_data(local, tokenizer, scoring)
     check_prompt_ids((prompts, held_out), tokenizer, policy.vocabulary)
     loader = PromptLoader(prompts, config.data.train_batch_size, config.data.shuffle, config.data.seed)
     total_steps = config.trainer.total_training_steps or config.trainer.total_epochs * len(loader)
@@ -69,6 +71,8 @@ def _train(config: PPOConfig) -> None:
     terminal.console.print(config.batch_math.table())
     terminal.console.print(f"{describe(prompts, 'training')}; {describe(held_out, 'held-out')}")
     terminal.console.print(str(memory), soft_wrap=True)
+    if scoring is not None:
+        terminal.console.print(f"{scoring}; its score counts {config.reward_model.weight:g} times in the reward")
     terminal.warn(*config.warnings(), *warnings)
     check_data_and_reward(local, [prompts, held_out], terminal)
     raise_if_interrupted()
@@ -138,7 +142,10 @@ def with_local_paths(config: PPOConfig) -> PPOConfig:
         function=None if function is None else local_function(function),
         functions=[local_function(name) for name in functions],
     )
-    return replace(config, data=data, actor_rollout_ref=policy, critic=critic, reward=reward)
+    scoring = config.reward_model
+    if scoring.model.path is not None:
+        scoring = replace(scoring, model=replace(scoring.model, path=local_model(scoring.model.path)))
+    return replace(config, data=data, actor_rollout_ref=policy, critic=critic, reward=reward, reward_model=scoring)
 
 
 def local_model(path: str) -> str:
@@ -152,16 +159,27 @@ def local_function(function: str) -> str:
     return f"{Path(file).expanduser().absolute()}:{name}" if file.endswith(".py") else function
 
 
-def load_data(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[PromptDataset, Sequence[PromptSample]]:
+def load_data(
+    config: PPOConfig, tokenizer: PreTrainedTokenizerBase, scoring: ScoringFit | None = None
+) -> tuple[PromptDataset, Sequence[PromptSample]]:
     """Training and held-out prompts as token ids.
+
+    Args:
+        scoring: the reward model that will read them.
 
     Raises:
         DataError: what is wrong with both.
+        ModelError: the reward model cannot read chats.
     """
     problems = DataProblems()
-    prompts = collect_prompts(config.data.train_files, tokenizer, config.data, problems)
-    held_out = collect_prompts(config.data.val_files, tokenizer, config.data, problems)
+    rewrites = scoring is not None and not scoring.conversations.as_they_are
+    prompts, held_out = (
+        collect_prompts(files, tokenizer, config.data, problems, keeps_messages=rewrites)
+        for files in (config.data.train_files, config.data.val_files)
+    )
     problems.check()
+    if scoring is not None and rewrites:
+        scoring.check_prompts((prompts, held_out))
     most = config.data.val_max_samples
     return prompts, held_out[:most] if most else held_out
 

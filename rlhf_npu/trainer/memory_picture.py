@@ -24,6 +24,7 @@ COLOURS = {
     "critic.grads": "#b7dfa8",
     "critic.optimizer": "#69b35c",
     "ref.params": "#7b5aa6",
+    "reward.params": "#c9a227",
 }
 OTHER_COLOURS = ("#8c6d31", "#c49c94", "#17becf", "#bcbd22", "#636363", "#d6616b")
 PHASE_COLOURS = {"sleep": "#4d4d4d", "wake_up": "#f2c200", "reshard": "#d400a8"}

@@ -24,6 +24,7 @@ from rlhf_npu.trainer.output import OutputFolder
 from rlhf_npu.trainer.plan_watch import PlanWatch
 from rlhf_npu.trainer.reward_signal import check_failures
 from rlhf_npu.trainer.switch_record import SwitchRecord
+from rlhf_npu.trainer.switch_times import StepSwitches
 from rlhf_npu.trainer.trackers import Trackers
 from rlhf_npu.workers.hybrid_worker import FilteredSamples, Samples
 from rlhf_npu.workers.worker_group import WorkerGroup
@@ -82,7 +83,7 @@ class PPOTrainer:
         workers, clock, metrics = self._workers, StepClock(), Metrics()
         with clock("step"), self._switches.step(step) as switches:
             switches.add(workers.call("enter", Stage.GENERATE))
-            metrics |= self._roll_out(prompts, step, clock)
+            metrics |= self._roll_out(prompts, step, clock, switches)
             switches.add(workers.call("enter", Stage.LOG_PROB))
             with clock("old_log_prob"):
                 metrics |= workers.call("old_log_prob")[0]
@@ -111,25 +112,35 @@ class PPOTrainer:
         metrics |= switches.metrics() | clock.metrics()
         return metrics | throughput_metrics(metrics, workers.world_size)
 
-    def _roll_out(self, prompts: list[PromptSample], step: int, clock: StepClock) -> Metrics:
+    def _roll_out(self, prompts: list[PromptSample], step: int, clock: StepClock, switches: StepSwitches) -> Metrics:
         """Make the step's batch of scored responses; those of further prompts if groups are filtered."""
         config = self._config.algorithm.filter_groups
         if not config.enable:
-            return rollout_metrics(self._generate_and_score(prompts, step, clock), self._config)
+            return rollout_metrics(self._generate_and_score(prompts, step, clock, switches), self._config)
         rounds = 1
-        self._generate_and_score(prompts, step, clock, rounds)
+        self._generate_and_score(prompts, step, clock, switches, rounds)
         while rounds < config.max_num_gen_batches and any(self._workers.call("missing_groups")):
             rounds += 1
-            self._generate_and_score(next(self._stream), step, clock, rounds)
+            switches.add(self._workers.call("enter", Stage.GENERATE))
+            self._generate_and_score(next(self._stream), step, clock, switches, rounds)
         ranks: list[FilteredSamples] = self._workers.call("take_groups")
         kept = rollout_metrics([rank.kept for rank in ranks], self._config)
         return kept | filter_metrics(ranks, rounds, self._config)
 
     def _generate_and_score(
-        self, prompts: list[PromptSample], step: int, clock: StepClock, generation_round: int = 1
+        self,
+        prompts: list[PromptSample],
+        step: int,
+        clock: StepClock,
+        switches: StepSwitches,
+        generation_round: int = 1,
     ) -> list[Samples]:
         with clock("gen"):
             self._workers.call_with_prompts("generate", prompts, step, generation_round)
+        if self._config.reward_model.enable:
+            switches.add(self._workers.call("enter", Stage.REWARD_MODEL))
+            with clock("reward_model"):
+                self._workers.call("reward_model")
         with clock("reward"):
             samples: list[Samples] = self._workers.call("reward", step, generation_round)
         check_failures(samples, self._config.reward.max_failed_ratio)
@@ -141,7 +152,11 @@ class PPOTrainer:
         clock = StepClock()
         self._switches.add(self._workers.call("enter", Stage.GENERATE))
         with clock("testing"):
-            samples = self._workers.call_with_prompts("validate", self._held_out, step)
+            self._workers.call_with_prompts("answer", self._held_out, step)
+            if self._config.reward_model.enable:
+                self._switches.add(self._workers.call("enter", Stage.REWARD_MODEL))
+                self._workers.call("reward_model")
+            samples = self._workers.call("validate", step)
         check_failures(samples, self._config.reward.max_failed_ratio)
         n = self._config.actor_rollout_ref.rollout.val_kwargs.n
         return validation_metrics(samples, n) | clock.metrics()

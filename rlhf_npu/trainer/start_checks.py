@@ -27,6 +27,8 @@ def check_data_and_reward(config: PPOConfig, prompts: Sequence[Sequence[PromptSa
         DataError: names file and row of what is wrong.
         RewardError: there is no such function, it cannot be called, or it failed.
     """
+    if not config.reward.names:
+        load_reward(config.reward)  # which refuses keyword arguments that nothing takes
     for name in config.reward.names:
         if name in BUILTIN_REWARDS:
             load_reward(config.reward)

@@ -28,7 +28,7 @@ VALIDATION = "val-core/"
 TIME_PARTS = (
     ("generate", ("gen",)),
     ("sleep", ("sleep",)),
-    ("reward", ("reward",)),
+    ("reward", ("reward", "reward_model")),
     ("train: log-probabilities, values, advantages", ("old_log_prob", "ref", "values", "adv")),
     ("train: critic", ("update_critic",)),
     ("train: actor", ("update_actor",)),

@@ -30,7 +30,7 @@ from rlhf_npu.hybrid.same_function import (
 )
 from rlhf_npu.hybrid.switch_plan import Stage, SwitchPlan
 from rlhf_npu.hybrid.switch_report import SwitchReport
-from rlhf_npu.rewards import numeric_parts
+from rlhf_npu.rewards import Graded, numeric_parts
 from rlhf_npu.roles.advantages import add_advantages, add_token_rewards
 from rlhf_npu.roles.group_filter import Group, GroupCounts, GroupFilter
 from rlhf_npu.roles.mismatch import correct_over_ranks, mismatch_over_ranks
@@ -98,6 +98,8 @@ class HybridWorker(WorkerProcess):
         self._prompts: Sequence[PromptSample] = ()
         self._completions: list[list[Completion]] = []
         self._greedy: list[list[Completion]] = []
+        self._by_model: list[Graded] | None = None
+        self._greedy_by_model: list[Graded] | None = None
         self._filter = self._group_filter() if config.algorithm.filter_groups.enable else None
         self._batch: TensorDict
         self._scores: RolloutScores
@@ -148,6 +150,15 @@ class HybridWorker(WorkerProcess):
             self._greedy = self._completions
         self._generate(shards, rollout.n, rollout.temperature, step, generation_round)
 
+    def reward_model(self) -> None:
+        """Score the responses that were generated last with the reward model; `reward` takes the scores."""
+        self._require(Stage.REWARD_MODEL)
+        model = self._tenants.reward_model
+        assert model is not None
+        self._by_model = model.grade(self._prompts, self._completions)
+        if self._greedy:
+            self._greedy_by_model = model.grade(self._prompts, self._greedy)
+
     def reward(self, step: int, generation_round: int = 1) -> Samples:
         """Score the responses and write them to `rollouts/`; they become the batch, unless groups are filtered.
 
@@ -159,7 +170,7 @@ class HybridWorker(WorkerProcess):
             return Samples.of(groups)
         self._build_batch(groups)
         if self._greedy:
-            greedy = self._tenants.scorer.score(self._prompts, self._greedy, step)
+            greedy = self._tenants.scorer.score(self._prompts, self._greedy, step, self._greedy_by_model)
             baselines = torch.tensor([response.score for response in greedy], device=self._batch.device)
             self._batch["baselines"] = baselines.repeat_interleave(self._config.actor_rollout_ref.rollout.n)
         return Samples.of(groups)
@@ -176,11 +187,15 @@ class HybridWorker(WorkerProcess):
         self._build_batch(kept)
         return FilteredSamples(Samples.of(kept), Samples.of(generated), counts)
 
-    def validate(self, shards: list[list[PromptSample]], step: int) -> Samples:
-        """Answer held-out prompts, score the answers and write them to `validation/`."""
+    def answer(self, shards: list[list[PromptSample]], step: int) -> None:
+        """Answer held-out prompts."""
         self._require(Stage.GENERATE)
         val = self._config.actor_rollout_ref.rollout.val_kwargs
+        self._greedy = []
         self._generate(shards, n=val.n, temperature=val.temperature, step=step)
+
+    def validate(self, step: int) -> Samples:
+        """Score the answers and write them to `validation/`."""
         return Samples.of(self._score(step, "validation"))
 
     def enter(self, stage: Stage) -> SwitchReport:
@@ -273,11 +288,12 @@ class HybridWorker(WorkerProcess):
         completions = self._tenants.rollout.generate(
             [prompt.prompt_ids for prompt in prompts], n=n, seed=seed, temperature=temperature
         )
+        self._by_model = None
         self._prompts = shards[place]
         self._completions = completions[first : first + len(self._prompts)]
 
     def _score(self, step: int, folder: str, generation_round: int = 1) -> list[Group]:
-        responses = self._tenants.scorer.score(self._prompts, self._completions, step)
+        responses = self._tenants.scorer.score(self._prompts, self._completions, step, self._by_model)
         later = f".round_{generation_round}" if generation_round > 1 else ""
         name = f"step_{step:06d}{later}.rank_{self._rank.rank}.jsonl"
         write_responses(responses, self._output / folder / name)

@@ -20,6 +20,7 @@ from rlhf_npu.engines.collectives import all_reduce, gather
 from rlhf_npu.engines.models import load_policy, load_reward_model, load_tokenizer, save_policy
 from rlhf_npu.engines.packed_attention import check_packing
 from rlhf_npu.engines.packed_model import PackedModel, PackedScores
+from rlhf_npu.engines.reward_model_fit import ENDS_AT_EOS
 from rlhf_npu.engines.trainer_engine import Sums, TrainerEngine, reduce_sums
 from rlhf_npu.hybrid.resharding.gathered import whole_weights
 from rlhf_npu.roles.mismatched import mismatched
@@ -90,6 +91,7 @@ class OfflineWorker(WorkerProcess):
         attention, shares_prompts = model.attn_implementation, self._shares_prompts
         if isinstance(self._config, RewardModelConfig):
             classifier = load_reward_model(model, zero_stage=stage, device=device)
+            setattr(classifier.config, ENDS_AT_EOS, True)
             return PackedScores(classifier, attention=attention, shares_prompts=shares_prompts)
         policy = load_policy(model, zero_stage=stage, device=device)
         return PackedModel(policy, attention=attention, shares_prompts=shares_prompts)

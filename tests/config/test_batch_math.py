@@ -25,6 +25,7 @@ RIGHT = BatchMath(
     old_log_prob_micro_batch=20,
     critic_micro_batch=3,
     ref_log_prob_micro_batch=60,
+    reward_micro_batch=7,
     actor_epochs=2,
     critic_epochs=3,
 )
@@ -124,6 +125,7 @@ def test_a_batch_without_problems_is_cut_without_rest(
         old_log_prob_micro_batch=responses,
         critic_micro_batch=None,
         ref_log_prob_micro_batch=None,
+        reward_micro_batch=None,
         actor_epochs=1,
         critic_epochs=1,
     )

@@ -8,6 +8,7 @@ from rlhf_npu.config import compose_config
 from rlhf_npu.errors import ConfigError
 
 NONE = "reward.function=null"
+MODEL = ("reward_model.enable=true", "reward_model.model.path=rm")
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,15 @@ NONE = "reward.function=null"
         (["dynamic_filtering=true"], "here it is algorithm.filter_groups.enable"),
         (["remote_rm_url=http://a"], "here it is reward.function=http://host:port/path"),
         (["reward_weights=[1]"], "here it is reward.weights"),
+        ([NONE], "or a model in reward_model.model.path"),
+        (["reward_model.enable=true"], "reward_model.model.path=null: must name the folder of the reward model"),
+        (["reward_model.model.path=rm"], "reward_model.enable=false: model.path=rm would score nothing; set true"),
+        (["reward_model.weight=nan", *MODEL], "reward_model.weight=nan: must be at least"),
+        (["reward_model.zero_stage=2", *MODEL], "reward_model.zero_stage=2: must be one of 0, 3"),
+        (["reward_model.micro_batch_size_per_gpu=8"], "here it is reward_model.micro_batch_size_per_device"),
+        (["reward_model.model.input_tokenizer=x"], "tokenizer and chat template are used where they differ"),
+        (["reward_model_path=x"], "here it is reward_model.model.path"),
+        (["reward_pretrain=x"], "here it is reward_model.model.path"),
     ],
 )
 def test_what_cannot_work_is_refused(overrides: list[str], message: str) -> None:
@@ -68,3 +78,12 @@ def test_ways_to_name_functions() -> None:
     )
     assert compose_config(["algorithm=dapo"]).algorithm.filter_groups.enable
     assert compose_config(["algorithm=online_dpo"]).has_reference
+
+
+def test_a_reward_model_needs_no_function_beside_it_and_is_in_the_table() -> None:
+    config = compose_config([NONE, *MODEL, "reward_model.micro_batch_size_per_device=100"])
+    assert config.reward.names == []
+    # 64 prompts x 8 responses over 2 devices are 256 sequences on each: 100, 100 and 56.
+    assert "reward model micro-batches" in config.batch_math.text()
+    (row,) = [line for line in config.batch_math.text().splitlines() if "reward model" in line]
+    assert "3" in row.split("│")[2]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from rlhf_npu.config import DataConfig
 from rlhf_npu.data.digits import (
+    FLAWS,
     MAX_RESPONSE_TOKENS,
     PROMPT_TOKENS,
     DigitSequence,
@@ -96,6 +98,23 @@ def test_files_hold_the_split(digits_folder: Path, held_out: PromptDataset) -> N
     assert [prompt.ground_truth for prompt in held_out] == [question.response for question in val]
     lines = (digits_folder / "train.jsonl").read_text().splitlines()
     assert [json.loads(line)["prompt"] for line in lines] == [question.prompt for question in train]
+    flaws = [json.loads(line) for line in (digits_folder / "flaws.jsonl").read_text().splitlines()]
+    assert [(pair["prompt"], pair["chosen"]) for pair in flaws] == FLAWS * [
+        (question.prompt, question.response) for question in train
+    ]
+    assert all(pair["chosen"] != pair["rejected"] for pair in flaws)
+
+
+def test_flawed_answers_are_wrong_in_all_kinds_of_ways() -> None:
+    question, rng = DigitSequence(1, 3, 8, 4), random.Random(0)  # 5,7,1,3
+    answers = [question.flawed_response(rng).split(",") for _ in range(200)]
+    assert {len(answer) for answer in answers} == {3, 4, 5}
+    assert {right_numbers(answer, "5713") for answer in answers} == {0, 1, 2, 3, 4}
+
+
+def right_numbers(answer: list[str], right: str) -> int:
+    """How many numbers are right before the first that is not."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(answer, right, strict=False))))
 
 
 def test_the_policy_is_weak_but_has_a_start(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from transformers import Qwen2Config
@@ -18,6 +19,7 @@ from rlhf_npu.hybrid.switch_plan import Stage
 from tests.hybrid.shapes import qwen2_7b, without_weights
 
 GIB = 1 << 30
+MICRO = "reward_model.micro_batch_size_per_device=4"
 ROLLOUT, ACTOR = "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
 CHECKPOINTING = "actor_rollout_ref.model.enable_gradient_checkpointing"
 # 7 B on two devices: 16 prompts x 8 responses of 512 + 512 tokens.
@@ -163,7 +165,30 @@ def test_critic_and_reference_have_tags_and_stages_of_their_own() -> None:
     assert held["ref.params"] == ELEMENTS * 2
     # A critic makes no logits.
     assert planned.workspace[Stage.VALUES] < planned.workspace[Stage.LOG_PROB]
-    assert set(planned.workspace) == set(Stage)
+    assert set(planned.workspace) == set(Stage) - {Stage.REWARD_MODEL}
+
+
+def test_a_reward_model_has_a_tag_and_a_stage_of_its_own() -> None:
+    scored = ("reward_model.enable=true", "reward_model.model.path=rm", "hybrid.plan=offload")
+
+    def planned(*overrides: str, gib: float = 79) -> MemoryPlan:
+        size = int(gib * GIB)
+        with_reward = replace(models(), reward=qwen2_7b())
+        return fitting_plan(config_of(*scored, *overrides), with_reward, Device("npu", size, size))
+
+    whole, sharded = (planned(f"reward_model.zero_stage={stage}", MICRO) for stage in (0, 3))
+    assert sizes(whole)["reward.params"] == ELEMENTS * 2
+    assert sizes(sharded)["reward.params"] == ELEMENTS * 2 // 2
+    assert whole.switch_plan.cycle[:3] == (Stage.GENERATE, Stage.REWARD_MODEL, Stage.LOG_PROB)
+    assert whole.switch_plan.awake[Stage.REWARD_MODEL] == {"reward.params"}
+    awake = [stage for stage, tags in whole.switch_plan.awake.items() if "reward.params" in tags]
+    assert awake == [Stage.REWARD_MODEL]
+    assert "reward.params" in whole.switch_plan.offloaded()
+    gathered = 1_050_000_000 * 2
+    assert sharded.workspace[Stage.REWARD_MODEL] == whole.workspace[Stage.REWARD_MODEL] + gathered
+    with pytest.raises(PlanError, match="stage 'reward_model' does not fit") as refused:
+        planned("reward_model.micro_batch_size_per_device=64", "data.max_response_length=32256")
+    assert any(advised.startswith("reward_model.micro_batch_size_per_device=") for advised in advice(refused.value))
 
 
 def test_on_the_cpu_the_configured_cache_is_taken_and_a_small_machine_suffices() -> None:

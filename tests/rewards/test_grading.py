@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -244,6 +245,28 @@ def test_a_response_that_one_of_several_fails_on_has_failed_once(tmp_path: Path)
     assert failures(graded) == [1]
     with pytest.raises(RewardError, match=r"reward\.functions: .*odd\.py:odd: on prompt 1 .*ZeroDivisionError"):
         reward.grade_all(responses("a", "b"))
+
+
+def test_a_reward_models_scores_are_a_part_and_fail_as_a_functions_do(tmp_path: Path) -> None:
+    (tmp_path / "parts.py").write_text(PARTS)
+    config = replace(FIRST, function=f"{tmp_path}/parts.py:right", failed_score=-1.0)
+    said = [Graded(2.0), Graded(math.nan), Graded(0.0, failure="it is too long")]
+    pairs = zip(responses("5", "5", "7"), said, strict=True)
+    scored = [replace(response, by_model=graded) for response, graded in pairs]
+    graded = load_reward(config, model_weight=0.5).grade_all(scored, may_fail=2)
+    assert scores(graded) == [1 + 0.5 * 2, -1, -1]
+    assert graded[0].extra_info == {"right": 1.0, "right/acc": True, "reward_model": 2.0}
+    assert "response '5': the score is nan" in str(graded[1].failure)
+    assert "response '7': it is too long" in str(graded[2].failure)
+    with pytest.raises(RewardError, match=r"reward_model: on prompt 1 .*the score is nan"):
+        load_reward(config, model_weight=0.5).grade_all(scored)
+    (alone,) = load_reward(replace(FIRST, function=None), model_weight=1.0).grade_all(scored[:1])
+    assert (alone.score, alone.extra_info) == (2.0, {"reward_model": 2.0})
+
+
+def test_the_weight_of_a_single_function_counts(tmp_path: Path) -> None:
+    (graded,) = several(tmp_path, "right", weights=[0.25]).grade_all(responses("5"))
+    assert (graded.score, graded.extra_info) == (0.25, {"right": 1.0, "right/acc": True})
 
 
 def test_a_sum_that_no_float_holds(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.devices import DEVICE
 
@@ -40,6 +43,48 @@ def test_grpo_digits_as_it_stands_but_for_its_length_on_two_npus(tmp_path: Path)
     assert [step["reshard/version"] for step in steps] == [1]
     assert max(step["rollout_corr/logp_diff_max"] for step in steps) < 1e-5
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_ppo_learns_from_the_reward_model_that_its_recipe_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWARD_RUN", str(tmp_path / "reward"))
+    monkeypatch.setenv("REWARD_STEPS", "2")
+    short = ["trainer.total_training_steps=2", "data.val_max_samples=31", "trainer.test_freq=2", "hybrid.plan=offload"]
+    before, *steps = _run("ppo_reward_model_digits.sh", tmp_path / "run", *short, "reward_model.zero_stage=3")
+    untrained, *pairs = [json.loads(line) for line in (tmp_path / "reward" / "metrics.jsonl").read_text().splitlines()]
+    assert untrained["val-core/loss"] == pytest.approx(math.log(2), abs=0.05)
+    assert all(step["train/grad_norm"] > 0 for step in pairs)
+    assert pairs[-1]["val-core/loss"] != untrained["val-core/loss"]
+
+    score = before["val-core/digit_sequence/reward/mean@1"]
+    assert score == pytest.approx(before["val-aux/digit_sequence/reward_model/mean@1"], abs=1e-6)
+    assert 0.1 < before["val-aux/digit_sequence/digits/mean@1"] < 0.5
+    for step in steps:
+        assert step["critic/score/mean"] == pytest.approx(step["reward/reward_model/mean"], abs=1e-5)
+        assert 0.1 < step["reward/digits/mean"] < 0.5
+        assert step["reward/failed"] == 0
+        assert step["timing_s/reward_model"] > 0
+        assert step["memory/reward_model/reward.params/mapped_gb"] > 0
+        assert step["memory/reward_model/kv_cache/mapped_gb"] == 0
+        assert {step[f"memory/{stage}/reward.params/mapped_gb"] for stage in ("generate", "update_actor")} == {0}
+        assert step["reshard/version"] == step["step"]
+    _check_scores(tmp_path / "reward" / "model", sorted((tmp_path / "run" / "rollouts").glob("step_000002.*")))
+
+
+def _check_scores(folder: Path, rollouts: list[Path]) -> None:
+    """The scores in rollout files are those of the model as transformers loads it."""
+    model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert model.config.num_labels == 1
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    lines = [json.loads(line) for file in rollouts for line in file.open()]
+    assert len(lines) == 512
+    for line in lines[::37]:
+        text = line["prompt"] + line["response"] + (tokenizer.eos_token if line["finished"] else "")
+        with torch.no_grad():
+            score = float(model.eval()(**tokenizer(text, return_tensors="pt")).logits)
+        assert line["score"] == pytest.approx(score, abs=1e-5)
 
 
 @pytest.mark.smollm2

@@ -58,10 +58,11 @@ class Device:
 
 @dataclass(frozen=True)
 class Models:
-    """The shapes of the policy and of the language model that the critic is made of."""
+    """The shapes of the policy, of the language model that the critic is made of, and of the reward model, if any."""
 
     policy: ModelShape
     critic: ModelShape
+    reward: ModelShape | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,10 @@ def _states(config: PPOConfig, models: Models, device: Device) -> dict[str, Trai
         states["ref"] = frozen_bytes(
             models.policy.elements, zero_stage=policy.ref.zero_stage, item_bytes=item, world=world
         )
+    if models.reward is not None:
+        states["reward"] = frozen_bytes(
+            models.reward.elements, zero_stage=config.reward_model.zero_stage, item_bytes=item, world=world
+        )
     return states
 
 
@@ -210,6 +215,10 @@ def _workspace(config: PPOConfig, models: Models, device: Device, states: dict[s
     if config.has_reference:
         micro = policy.ref.log_prob_micro_batch_size_per_device
         beside[Stage.REF] = states["ref"].gathered + _asking(config, models.policy, micro, logits=LOG_PROBS)
+    if models.reward is not None:
+        micro = config.reward_model.micro_batch_size_per_device
+        asking = _asking(config, models.reward, micro, logits=NO_LOGITS)
+        beside[Stage.REWARD_MODEL] = states["reward"].gathered + asking
     always = _always(config, device)
     return {stage: size + always for stage, size in beside.items()}
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from transformers import AutoModelForSequenceClassification
+
 from rlhf_npu.config import PPOConfig
 from rlhf_npu.engines.model_fit import CRITIC, POLICY, Skeleton
+from rlhf_npu.engines.reward_model_fit import REWARD_MODEL, scoring_model
 from rlhf_npu.errors import PlanError
 from rlhf_npu.hybrid.memory.memory_demand import (
     GIB,
@@ -82,7 +85,7 @@ def check_memory(config: PPOConfig, policy: Skeleton, platform: Platform) -> Mem
     Raises:
         PlanError: it does not fit; names stage and tag, and the nearest settings with which it would.
         DeviceError: the driver does not say how much memory a device has.
-        ModelError: the critic's model cannot be built.
+        ModelError: the critic's model or the reward model cannot be built.
     """
     return fitting_plan(config, models_of(config, model_shape(policy.module)), device_of(config, platform))
 
@@ -96,7 +99,11 @@ def models_of(config: PPOConfig, policy: ModelShape | None = None) -> Models:
     model = config.actor_rollout_ref.model
     policy = policy or shape_of_folder(model, POLICY)
     path = config.critic.model.path if config.has_critic else None
-    return Models(policy, shape_of_folder(replace(model, path=path), CRITIC) if path else policy)
+    critic = shape_of_folder(replace(model, path=path), CRITIC) if path else policy
+    reward = None
+    if config.reward_model.enable:
+        reward = shape_of_folder(scoring_model(config), REWARD_MODEL, AutoModelForSequenceClassification)
+    return Models(policy, critic, reward)
 
 
 def fitting_plan(config: PPOConfig, models: Models, device: Device) -> MemoryPlan:

@@ -93,7 +93,7 @@ class ModelShape:
 
 
 def model_shape(model: PreTrainedModel) -> ModelShape:
-    """The shape of a causal language model, which may be on the meta device."""
+    """The shape of a causal language model or a sequence classifier, which may be on the meta device."""
     config = model.config.get_text_config()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -122,8 +122,11 @@ def model_shape(model: PreTrainedModel) -> ModelShape:
     )
 
 
-def shape_of_folder(model: ModelConfig, key: str) -> ModelShape:
+def shape_of_folder(model: ModelConfig, key: str, kind: Any = AutoModelForCausalLM) -> ModelShape:
     """The shape of the model in a folder, of which only `config.json` is read.
+
+    Args:
+        kind: transformers' class for it.
 
     Raises:
         ModelError: transformers cannot build it.
@@ -131,7 +134,7 @@ def shape_of_folder(model: ModelConfig, key: str) -> ModelShape:
     with quiet():
         config = load_config(model, key)
         with errors_as(ModelError, f"{key}={model.path}: transformers cannot build this model"), torch.device("meta"):
-            return model_shape(AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code))
+            return model_shape(kind.from_config(config, trust_remote_code=model.trust_remote_code))
 
 
 def _width_of_a_token(config: Any) -> int:

@@ -16,9 +16,11 @@ ACTOR_MICRO = "actor_rollout_ref.actor.ppo_micro_batch_size_per_device"
 CRITIC_MICRO = "critic.ppo_micro_batch_size_per_device"
 LOG_PROB_MICRO = "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_device"
 REF_MICRO = "actor_rollout_ref.ref.log_prob_micro_batch_size_per_device"
+REWARD_MICRO = "reward_model.micro_batch_size_per_device"
 ACTOR_ZERO = "actor_rollout_ref.actor.zero_stage"
 CRITIC_ZERO = "critic.zero_stage"
 REF_ZERO = "actor_rollout_ref.ref.zero_stage"
+REWARD_ZERO = "reward_model.zero_stage"
 CACHE_SHARE = "actor_rollout_ref.rollout.gpu_memory_utilization"
 CACHE_SIZE = "actor_rollout_ref.rollout.kv_cache_memory_gb"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
@@ -33,6 +35,7 @@ MICRO_OF_STAGE = {
     Stage.VALUES.value: CRITIC_MICRO,
     Stage.LOG_PROB.value: LOG_PROB_MICRO,
     Stage.REF.value: REF_MICRO,
+    Stage.REWARD_MODEL.value: REWARD_MICRO,
 }
 
 Overrides = dict[str, Any]
@@ -130,6 +133,7 @@ def _smaller_micro_batches(config: PPOConfig, stage: str) -> Iterator[list[Overr
         CRITIC_MICRO: config.critic.ppo_micro_batch_size_per_device if config.has_critic else 1,
         LOG_PROB_MICRO: policy.rollout.log_prob_micro_batch_size_per_device,
         REF_MICRO: policy.ref.log_prob_micro_batch_size_per_device if config.has_reference else 1,
+        REWARD_MICRO: config.reward_model.micro_batch_size_per_device if config.reward_model.enable else 1,
     }
     for key in sorted(sizes, key=lambda name: name != MICRO_OF_STAGE.get(stage)):
         size = sizes[key]
@@ -143,6 +147,8 @@ def _higher_zero_stages(config: PPOConfig) -> Iterator[list[Overrides]]:
         yield [{CRITIC_ZERO: stage} for stage in range(config.critic.zero_stage + 1, 4)]
     if config.has_reference and policy.ref.zero_stage == 0:
         yield [{REF_ZERO: 3}]
+    if config.reward_model.enable and config.reward_model.zero_stage == 0:
+        yield [{REWARD_ZERO: 3}]
 
 
 def _more_tensor_parallel(config: PPOConfig, shape: ModelShape) -> list[Overrides]:
