@@ -16,6 +16,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from rlhf_npu.errors import SharingError
 
+ALIGNMENT = 64  # bytes: kernels read vectors of them, and AscendCL copies between such addresses only
+
 
 @dataclass(frozen=True)
 class SharedStorage:
@@ -55,6 +57,10 @@ class SharedStorage:
             self._stand_in_for_flat_group(engine)
         if strays := self.strays(engine.module):
             raise SharingError(f"after ZeRO took the shared storage these are elsewhere: {', '.join(strays)}")
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor is a view of it."""
+        return tensor.untyped_storage().data_ptr() == self.flat.untyped_storage().data_ptr()
 
     def strays(self, module: torch.nn.Module) -> list[str]:
         """The names of trained parameters that are not where the storage has them."""

@@ -79,8 +79,7 @@ def _outside(storage: SharedStorage | None, tensors: list[torch.Tensor]) -> list
     """Those that are not in `storage`, whose address must not change."""
     if storage is None:
         return tensors
-    inside = storage.flat.untyped_storage().data_ptr()
-    return [tensor for tensor in tensors if tensor.untyped_storage().data_ptr() != inside]
+    return [tensor for tensor in tensors if not storage.holds(tensor)]
 
 
 def own_module(module: torch.nn.Module, device: torch.device, role: str) -> tuple[str, ...]:

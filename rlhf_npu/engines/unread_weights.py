@@ -22,7 +22,7 @@ _lay_out: LayOut | None = None
 def laid_out_by(lay_out: LayOut | None) -> Iterator[None]:
     """Within it a vLLM engine of this process makes its model, and `lay_out` may give its parameters other memory.
 
-    It is called before vLLM transforms weights, profiles, and captures graphs; what the parameters hold must not change.
+    It is called before vLLM transforms weights, profiles, and captures graphs. What the parameters hold must stay.
     """
     global _lay_out
     _lay_out = lay_out

@@ -1,4 +1,7 @@
-"""The weights that are copied straight from the trainer's tensors to the rollout's, and compared bit by bit."""
+"""The weights that are copied straight from the trainer's tensors to the rollout's, and compared bit by bit.
+
+What both share needs no copy: it is proved to be one memory instead.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,25 @@ from rlhf_npu.hybrid.resharding.transfer_map import Arrow, TransferMap, named_te
 
 
 class DirectCopies:
-    """Copies along a map's arrows: out of whole weights as they are, out of ZeRO-3's shards through buckets."""
+    """Copies along a map's arrows: out of whole weights as they are, out of ZeRO-3's shards through buckets.
 
-    def __init__(self, policy: PreTrainedModel, rollout: RolloutEngine, mapped: TransferMap, bucket_bytes: int) -> None:
+    Args:
+        shared: the trainer's names of weights that are the rollout's as they are.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        rollout: RolloutEngine,
+        mapped: TransferMap,
+        bucket_bytes: int,
+        shared: frozenset[str] = frozenset(),
+    ) -> None:
         self._policy = policy
         self._rollout = rollout
         self._map = mapped
         self._bucket_bytes = bucket_bytes
+        self._shared = shared
         weights: dict[str, Any] = dict([*saved_buffers(policy), *policy.named_parameters()])
         self._whole = [name for name in mapped.arrows if not is_partitioned(weights[name])]
         shards = {name: weights[name] for name in mapped.arrows if is_partitioned(weights[name])}
@@ -46,12 +61,16 @@ class DirectCopies:
             target.copy_(source)
             comparison.add(_words(name, arrow), target, source)
 
+        def share(name: str, arrow: Arrow, source: torch.Tensor) -> None:
+            comparison.add_one_memory(_words(name, arrow), _target(targets, arrow), source)
+
         for write in self._map.constants:
             write.to.view_of(targets[write.target].data).fill_(write.value)
         weights = dict(self._policy.named_parameters()) | dict(self._policy.named_buffers())
         for name in self._whole:
+            arrive = share if name in self._shared else copy
             for arrow, source in self._sources(name, weights[name]):
-                copy(name, arrow, source)
+                arrive(name, arrow, source)
         if self._transfer is None:
             return []
         sent, seen = self._transfer.run(copy)
@@ -62,8 +81,9 @@ class DirectCopies:
         targets = named_tensors(self._rollout.module)
         for bucket in gathered_buckets(self._policy, self._bucket_bytes, only=self._map.arrows):
             for name, weight in bucket:
+                prove = comparison.add_one_memory if name in self._shared else comparison.add
                 for arrow, source in self._sources(name, weight):
-                    comparison.add(_words(name, arrow), _target(targets, arrow), source)
+                    prove(_words(name, arrow), _target(targets, arrow), source)
         for write in self._map.constants:
             held = write.to.view_of(targets[write.target].data)
             comparison.add(f"the padding of {write.target}", held, torch.full_like(held, write.value))

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from rlhf_npu.engines.collectives import MAX, all_reduce
 from rlhf_npu.engines.rollout import RolloutEngine
+from rlhf_npu.engines.shared_storage import SharedStorage
 from rlhf_npu.errors import ReshardError
 from rlhf_npu.hybrid.resharding.checkpoint_names import check_convertible
 from rlhf_npu.hybrid.resharding.coverage import unaccounted
@@ -27,7 +28,7 @@ class ReshardReport:
 
     Attributes:
         version: of the weights that the rollout now has.
-        moved_bytes: of the trainer's whole weights.
+        moved_bytes: of the trainer's whole weights, but for those that the rollout shares.
         buckets: collectives that gathered them; none where each rank has them whole.
     """
 
@@ -42,12 +43,23 @@ class Resharder:
     Where ZeRO-3 has cut them, two buckets live beside the two models during a reshard, otherwise nothing; where vLLM
     transforms weights, one bucket and one layer.
 
+    Args:
+        storage: what trainer and rollout both compute with; of its weights nothing moves.
+
     Raises:
         ModelError: the policy's weights cannot be sent bucket by bucket.
     """
 
-    def __init__(self, policy: PreTrainedModel, rollout: RolloutEngine, bucket_bytes: int) -> None:
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        rollout: RolloutEngine,
+        bucket_bytes: int,
+        storage: SharedStorage | None = None,
+    ) -> None:
         check_convertible(policy)
+        self._storage = storage
+        self._shared = storage.shared if storage else frozenset[str]()
         self._policy = policy
         self._rollout = rollout
         self._bucket_bytes = bucket_bytes
@@ -77,7 +89,8 @@ class Resharder:
             torch.OutOfMemoryError: there was no memory for it.
         """
         for parameter in self._rollout.module.parameters():
-            parameter.data.zero_()
+            if self._storage is None or not self._storage.holds(parameter):
+                parameter.data.zero_()
         try:
             self._transfer(self.version)
         except torch.OutOfMemoryError:  # which says nothing of the model, and is a RuntimeError
@@ -111,7 +124,7 @@ class Resharder:
                 problems += self._by_vllm.load(self._bucket_bytes)
             if not self._is_accounted_for:
                 problems += unaccounted(self._rollout, self._map, self._by_vllm) + self._not_taken()
-            self._judge(version, problems + self._lost_buffers())
+            self._judge(version, problems + self._strays() + self._lost_buffers())
         self._is_accounted_for = True
         return ReshardReport(version, self._bytes, self._direct.buckets)
 
@@ -121,7 +134,7 @@ class Resharder:
 
     @cached_property
     def _direct(self) -> DirectCopies:
-        return DirectCopies(self._policy, self._rollout, self._map, self._bucket_bytes)
+        return DirectCopies(self._policy, self._rollout, self._map, self._bucket_bytes, self._shared)
 
     @cached_property
     def _by_vllm(self) -> VllmLoading:
@@ -130,7 +143,14 @@ class Resharder:
     @cached_property
     def _bytes(self) -> int:
         weights = [*saved_buffers(self._policy), *self._policy.named_parameters()]
-        return sum(shape_of(weight).numel() * weight.element_size() for _, weight in weights)
+        return sum(
+            shape_of(weight).numel() * weight.element_size() for name, weight in weights if name not in self._shared
+        )
+
+    def _strays(self) -> list[str]:
+        if self._storage is None:
+            return []
+        return [f"{name} (of the trainer's) has left the shared storage" for name in self._storage.strays(self._policy)]
 
     def _lost_buffers(self) -> list[str]:
         """Buffers that no checkpoint has, and that do not hold what they held when the model was loaded."""

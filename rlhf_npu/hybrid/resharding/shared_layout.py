@@ -16,13 +16,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import PreTrainedModel
 
 from allocator import SleepPool
-from rlhf_npu.engines.shared_storage import SharedStorage
+from rlhf_npu.engines.rollout import RolloutEngine
+from rlhf_npu.engines.shared_storage import ALIGNMENT, SharedStorage
 from rlhf_npu.errors import SharingError
 from rlhf_npu.hybrid.resharding.load_trace import Write, storage_key
 from rlhf_npu.hybrid.resharding.strided_copies import Place, StridedCopy, simple_copy
 from rlhf_npu.hybrid.resharding.transfer_map import rehearse_loads
 
-ALIGNMENT = 64  # bytes: kernels read vectors of them, and AscendCL copies between such addresses only
 ZERO_ALIGNMENT = 2  # elements of each rank: DeepSpeed pads its flat buffer to a multiple of them
 
 
@@ -51,7 +51,7 @@ class WeightSharing:
     """Moves the parameters of a vLLM model that is being loaded into one storage with those that train.
 
     Attributes:
-        layout, storage: once vLLM has loaded its model.
+        layout: what is shared, and why the rest is not, once vLLM has loaded its model.
 
     Args:
         policy: the model that will be trained; it needs no weights.
@@ -65,8 +65,26 @@ class WeightSharing:
         self._dtype = dtype
         self._ranks = ranks
         self._tag = tag
-        self.layout: SharedLayout
-        self.storage: SharedStorage
+        self._storage: SharedStorage | None = None
+        self.layout = SharedLayout((), {})
+
+    def storage_of(self, rollout: RolloutEngine) -> SharedStorage | None:
+        """What the rollout's parameters were laid out in; None where none of them can be shared.
+
+        Raises:
+            SharingError: vLLM has transformed parameters that were laid out, so that they are no trainer's any more.
+        """
+        storage = self._storage
+        if storage is None:
+            return None
+        changed = [layer for layer in rollout.transformations.transformed if _is_within(layer, storage)]
+        if changed:
+            names = [name for name, layer in rollout.module.named_modules() if layer in changed]
+            raise SharingError(
+                f"vLLM transforms {', '.join(names)} after loading, which cannot be what trains: set "
+                "hybrid.share_weights=off"
+            )
+        return storage
 
     @torch.no_grad()
     def lay_out(self, model: torch.nn.Module) -> None:
@@ -76,17 +94,20 @@ class WeightSharing:
             SharingError: vLLM keeps memory of a parameter beside the parameter itself.
         """
         self.layout = shared_layout(self._policy, model, self._dtype)
-        shared = [name for tensor in self.layout.tensors for name in tensor.parts]
+        if not self.layout.tensors:
+            return
         trained = _trained_sizes(self._policy)
         starts, end = {}, 0
-        for name in [*shared, *(name for name in trained if name not in set(shared))]:
+        for name in _in_order(trained, self.layout.tensors, self._dtype.itemsize):
             starts[name] = end
             end += trained[name]
         unit = ZERO_ALIGNMENT * self._ranks
         device = next(model.parameters()).device
         with SleepPool.get(device).region(self._tag):
             flat = torch.zeros(-(-end // unit) * unit, dtype=self._dtype, device=device)
-        self.storage = SharedStorage(flat, starts, frozenset(shared))
+        self._storage = SharedStorage(
+            flat, starts, frozenset(name for tensor in self.layout.tensors for name in tensor.parts)
+        )
         for tensor in self.layout.tensors:
             elements = sum(trained[name] for name in tensor.parts)
             _move(model, tensor.target, flat.narrow(0, starts[tensor.parts[0]], elements))
@@ -114,8 +135,20 @@ def shared_layout(policy: PreTrainedModel, model: torch.nn.Module, dtype: torch.
     return SharedLayout(tuple(tensors), apart)
 
 
+def _is_within(layer: torch.nn.Module, storage: SharedStorage) -> bool:
+    return any(storage.holds(parameter) for parameter in layer.parameters(recurse=False))
+
+
 def _trained_sizes(policy: torch.nn.Module) -> dict[str, int]:
     return {name: weight.numel() for name, weight in policy.named_parameters() if weight.requires_grad}
+
+
+def _in_order(trained: Mapping[str, int], tensors: Sequence[SharedTensor], item_bytes: int) -> list[str]:
+    """The policy's order, but what is one tensor of the rollout's is put together, and what would shift others last."""
+    together = {name: tensor.parts for tensor in tensors for name in tensor.parts}
+    units = dict.fromkeys(together.get(name, (name,)) for name in trained)  # in their order, each once
+    shifting = {unit for unit in units if sum(trained[name] for name in unit) * item_bytes % ALIGNMENT}
+    return [name for unit in sorted(units, key=shifting.__contains__) for name in unit]
 
 
 def _no_room(parameter: torch.Tensor, dtype: torch.dtype) -> str:

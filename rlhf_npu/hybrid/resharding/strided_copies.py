@@ -30,6 +30,11 @@ class Place:
         """Elements of the view."""
         return _product(self.sizes)
 
+    @property
+    def end(self) -> int:
+        """The element after the last one of the view."""
+        return self.offset + _span(self) if self.numel else self.offset
+
     def view_of(self, flat: torch.Tensor, shift: int = 0) -> torch.Tensor:
         """The view of a tensor whose storage has this place `shift` elements later."""
         return torch.as_strided(flat, self.sizes, self.strides, self.offset + shift)

@@ -19,7 +19,7 @@ from rlhf_npu.engines.rollout import RolloutEngine
 from rlhf_npu.errors import ReshardError
 from rlhf_npu.hybrid.resharding.checkpoint_names import Named, as_in_checkpoint
 from rlhf_npu.hybrid.resharding.gathered import saved_buffers, shape_of
-from rlhf_npu.hybrid.resharding.load_trace import LoadWatch, Write, names_by_storage, nothing_moves, storage_key
+from rlhf_npu.hybrid.resharding.load_trace import LoadWatch, TensorNames, Write, nothing_moves, storage_key
 from rlhf_npu.hybrid.resharding.strided_copies import StridedCopy, simple_copy
 from rlhf_npu.sleep_mode.weight_update import own_tensors
 
@@ -89,7 +89,7 @@ def rehearse_loads(
     Raises:
         ReshardError: `load_weights` gives the rollout's tensors new memory: captured graphs would keep the old weights.
     """
-    names = names_by_storage(tensors.items())
+    names = TensorNames(tensors.items())
     found: dict[str, list[Write] | None] = {}
     with nothing_moves(tensors) as moved:
         for name, weight in [*saved_buffers(policy), *policy.named_parameters()]:
@@ -110,11 +110,11 @@ def _agreed(arrows: dict[str, list[Arrow] | None], device: torch.device) -> list
 
 
 def _rehearse(
-    policy: PreTrainedModel, load_weights: Load, name: str, weight: torch.Tensor, names: Mapping[int, str]
+    policy: PreTrainedModel, load_weights: Load, name: str, weight: torch.Tensor, names: TensorNames
 ) -> list[Write] | None:
     """What vLLM writes on this rank when it is given one weight; None where that cannot be told."""
     empty = torch.empty(shape_of(weight), dtype=weight.dtype, device="meta")
-    watch = LoadWatch(lambda tensor: names.get(storage_key(tensor)), runs=False)
+    watch = LoadWatch(names, runs=False)
     watch.give(name, empty)
     try:
         with torch.no_grad(), watch:
