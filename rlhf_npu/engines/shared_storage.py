@@ -7,7 +7,7 @@ it for its own once DeepSpeed has made its engine. From then on an optimizer ste
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,17 @@ class SharedStorage:
     Attributes:
         flat: (N,); all trained parameters, then the padding by which ZeRO makes N a multiple of its ranks.
         starts: by the policy's name of a parameter, the element of `flat` at which it begins; in their order.
-        shared: the names of those that are parts of the rollout's parameters.
+        tensors: by the rollout's name of a parameter that is here, the policy's names of those that it is made of.
     """
 
     flat: torch.Tensor
     starts: Mapping[str, int]
-    shared: frozenset[str]
+    tensors: Mapping[str, Sequence[str]]
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """The policy's names of the parameters with which the rollout computes."""
+        return frozenset(name for parts in self.tensors.values() for name in parts)
 
     def in_order(self, module: torch.nn.Module) -> list[torch.nn.Parameter]:
         """The trained parameters of the policy as DeepSpeed is to flatten them.
@@ -55,18 +60,25 @@ class SharedStorage:
             self._take_parameters(engine.module)
         else:
             self._stand_in_for_flat_group(engine)
-        if strays := self.strays(engine.module):
+        if strays := self.strays_of_policy(engine.module):
             raise SharingError(f"after ZeRO took the shared storage these are elsewhere: {', '.join(strays)}")
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor is a view of it."""
         return tensor.untyped_storage().data_ptr() == self.flat.untyped_storage().data_ptr()
 
-    def strays(self, module: torch.nn.Module) -> list[str]:
-        """The names of trained parameters that are not where the storage has them."""
+    def strays_of_policy(self, policy: torch.nn.Module) -> list[str]:
+        """The names of the policy's parameters that are not where the storage has them."""
+        return self._strays(policy, self.starts)
+
+    def strays_of_rollout(self, rollout: torch.nn.Module) -> list[str]:
+        """The names of the rollout's parameters that are not where the storage has them."""
+        return self._strays(rollout, {name: self.starts[parts[0]] for name, parts in self.tensors.items()})
+
+    def _strays(self, module: torch.nn.Module, starts: Mapping[str, int]) -> list[str]:
         begin, width = self.flat.data_ptr(), self.flat.element_size()
         parameters = dict(module.named_parameters())
-        return [name for name, start in self.starts.items() if parameters[name].data_ptr() != begin + start * width]
+        return [name for name, start in starts.items() if parameters[name].data_ptr() != begin + start * width]
 
     def _take_parameters(self, module: torch.nn.Module) -> None:
         for start, parameter in zip(self.starts.values(), self.in_order(module), strict=True):

@@ -1,11 +1,8 @@
-"""The weights that are copied straight from the trainer's tensors to the rollout's, and compared bit by bit.
-
-What both share needs no copy: it is proved to be one memory instead.
-"""
+"""The weights that are copied straight from the trainer's tensors to the rollout's, and compared bit by bit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -22,7 +19,7 @@ class DirectCopies:
     """Copies along a map's arrows: out of whole weights as they are, out of ZeRO-3's shards through buckets.
 
     Args:
-        shared: the trainer's names of weights that are the rollout's as they are.
+        shared: the trainer's names of weights that the rollout has already, since both have one memory of them.
     """
 
     def __init__(
@@ -31,16 +28,16 @@ class DirectCopies:
         rollout: RolloutEngine,
         mapped: TransferMap,
         bucket_bytes: int,
-        shared: frozenset[str] = frozenset(),
+        shared: Collection[str] = (),
     ) -> None:
         self._policy = policy
         self._rollout = rollout
         self._map = mapped
         self._bucket_bytes = bucket_bytes
-        self._shared = shared
         weights: dict[str, Any] = dict([*saved_buffers(policy), *policy.named_parameters()])
-        self._whole = [name for name in mapped.arrows if not is_partitioned(weights[name])]
-        shards = {name: weights[name] for name in mapped.arrows if is_partitioned(weights[name])}
+        self._copied = [name for name in mapped.arrows if name not in shared]
+        self._whole = [name for name in self._copied if not is_partitioned(weights[name])]
+        shards = {name: weights[name] for name in self._copied if is_partitioned(weights[name])}
         self._transfer = BucketTransfer(shards, mapped.arrows, bucket_bytes) if shards else None
 
     @property
@@ -61,16 +58,12 @@ class DirectCopies:
             target.copy_(source)
             comparison.add(_words(name, arrow), target, source)
 
-        def share(name: str, arrow: Arrow, source: torch.Tensor) -> None:
-            comparison.add_one_memory(_words(name, arrow), _target(targets, arrow), source)
-
         for write in self._map.constants:
             write.to.view_of(targets[write.target].data).fill_(write.value)
         weights = dict(self._policy.named_parameters()) | dict(self._policy.named_buffers())
         for name in self._whole:
-            arrive = share if name in self._shared else copy
             for arrow, source in self._sources(name, weights[name]):
-                arrive(name, arrow, source)
+                copy(name, arrow, source)
         if self._transfer is None:
             return []
         sent, seen = self._transfer.run(copy)
@@ -79,11 +72,10 @@ class DirectCopies:
     def compare(self, comparison: Comparison) -> None:
         """Compare what the rollout holds with the trainer's weights, which DeepSpeed gathers for it."""
         targets = named_tensors(self._rollout.module)
-        for bucket in gathered_buckets(self._policy, self._bucket_bytes, only=self._map.arrows):
+        for bucket in gathered_buckets(self._policy, self._bucket_bytes, only=self._copied):
             for name, weight in bucket:
-                prove = comparison.add_one_memory if name in self._shared else comparison.add
                 for arrow, source in self._sources(name, weight):
-                    prove(_words(name, arrow), _target(targets, arrow), source)
+                    comparison.add(_words(name, arrow), _target(targets, arrow), source)
         for write in self._map.constants:
             held = write.to.view_of(targets[write.target].data)
             comparison.add(f"the padding of {write.target}", held, torch.full_like(held, write.value))

@@ -19,27 +19,18 @@ class Comparison:
     def __init__(self) -> None:
         self._names: list[str] = []
         self._same: list[torch.Tensor] = []
-        self._apart: list[str] = []
 
     def add(self, name: str, held: torch.Tensor, expected: torch.Tensor) -> None:
         """`held` is to have the bits of `expected`, rounded to its type."""
         self._names.append(name)
         self._same.append(_same_bits(held, expected.to(held.device, held.dtype)))
 
-    def add_one_memory(self, name: str, held: torch.Tensor, expected: torch.Tensor) -> None:
-        """`held` is to be `expected`: the same elements of the same memory, of which there is nothing to compare."""
-        if _memory(held) != _memory(expected):
-            self._apart.append(f"{name}: they share no memory, and were to")
-
     def differing(self) -> list[str]:
         """The names of those that differ."""
-        same = torch.stack(self._same).tolist() if self._same else []
-        differing = (name for name, equal in zip(self._names, same, strict=True) if not equal)
-        return list(dict.fromkeys([*self._apart, *differing]))
-
-
-def _memory(view: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...], torch.dtype]:
-    return view.data_ptr(), view.shape, view.stride(), view.dtype
+        if not self._same:
+            return []
+        same = torch.stack(self._same).tolist()
+        return list(dict.fromkeys(name for name, equal in zip(self._names, same, strict=True) if not equal))
 
 
 def _same_bits(held: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:

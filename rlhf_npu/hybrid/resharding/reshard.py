@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 from rlhf_npu.engines.collectives import MAX, all_reduce
 from rlhf_npu.engines.rollout import RolloutEngine
 from rlhf_npu.engines.shared_storage import SharedStorage
-from rlhf_npu.errors import ReshardError
+from rlhf_npu.errors import ReshardError, SharingError
 from rlhf_npu.hybrid.resharding.checkpoint_names import check_convertible
 from rlhf_npu.hybrid.resharding.coverage import unaccounted
 from rlhf_npu.hybrid.resharding.direct_copies import DirectCopies
 from rlhf_npu.hybrid.resharding.gathered import saved_buffers, shape_of
 from rlhf_npu.hybrid.resharding.proof import Comparison, changed, in_words
+from rlhf_npu.hybrid.resharding.shared_layout import not_identical
 from rlhf_npu.hybrid.resharding.transfer_map import UNTRACEABLE, TransferMap, map_transfer
 from rlhf_npu.hybrid.resharding.vllm_loading import VllmLoading
 
@@ -74,6 +75,7 @@ class Resharder:
 
         Raises:
             ReshardError: the rollout's weights are not the trainer's afterwards; names them.
+            SharingError: vLLM does not load what is shared to where it is.
         """
         report = self._transfer(self.version + 1 if version is None else version)
         self.version = report.version
@@ -93,7 +95,7 @@ class Resharder:
                 parameter.data.zero_()
         try:
             self._transfer(self.version)
-        except torch.OutOfMemoryError:  # which says nothing of the model, and is a RuntimeError
+        except (torch.OutOfMemoryError, SharingError):  # RuntimeErrors that say nothing of the model
             raise
         except UNTRACEABLE as error:
             raise ReshardError(
@@ -113,24 +115,28 @@ class Resharder:
         """
         comparison = Comparison()
         self._direct.compare(comparison)
-        self._judge(self.version, comparison.differing() + self._by_vllm.changed() + self._lost_buffers())
+        problems = self._strays() + comparison.differing() + self._by_vllm.changed()
+        self._judge(self.version, problems + self._lost_buffers())
 
     @torch.no_grad()
     def _transfer(self, version: int) -> ReshardReport:
         with self._rollout.receiving_weights():
             comparison = Comparison()
-            problems = self._direct.run(comparison) + comparison.differing()
+            problems = self._strays() + self._direct.run(comparison) + comparison.differing()
             if self._by_vllm.is_needed:
                 problems += self._by_vllm.load(self._bucket_bytes)
             if not self._is_accounted_for:
                 problems += unaccounted(self._rollout, self._map, self._by_vllm) + self._not_taken()
-            self._judge(version, problems + self._strays() + self._lost_buffers())
+            self._judge(version, problems + self._lost_buffers())
         self._is_accounted_for = True
         return ReshardReport(version, self._bytes, self._direct.buckets)
 
     @cached_property
     def _map(self) -> TransferMap:
-        return map_transfer(self._policy, self._rollout)
+        mapped = map_transfer(self._policy, self._rollout)
+        if self._storage and (others := not_identical(mapped, self._storage, self._rollout.module)):
+            raise SharingError(f"vLLM loads weights elsewhere than to where they are shared: {in_words(others)}")
+        return mapped
 
     @cached_property
     def _direct(self) -> DirectCopies:
@@ -150,7 +156,11 @@ class Resharder:
     def _strays(self) -> list[str]:
         if self._storage is None:
             return []
-        return [f"{name} (of the trainer's) has left the shared storage" for name in self._storage.strays(self._policy)]
+        trainers = self._storage.strays_of_policy(self._policy)
+        rollouts = self._storage.strays_of_rollout(self._rollout.module)
+        return [f"the trainer's {name} has left the storage that it shares with the rollout" for name in trainers] + [
+            f"{name} has left the storage that it shares with the trainer" for name in rollouts
+        ]
 
     def _lost_buffers(self) -> list[str]:
         """Buffers that no checkpoint has, and that do not hold what they held when the model was loaded."""

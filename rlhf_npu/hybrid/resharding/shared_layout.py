@@ -21,17 +21,9 @@ from rlhf_npu.engines.shared_storage import ALIGNMENT, SharedStorage
 from rlhf_npu.errors import SharingError
 from rlhf_npu.hybrid.resharding.load_trace import Write, storage_key
 from rlhf_npu.hybrid.resharding.strided_copies import Place, StridedCopy, simple_copy
-from rlhf_npu.hybrid.resharding.transfer_map import rehearse_loads
+from rlhf_npu.hybrid.resharding.transfer_map import TransferMap, rehearse_loads
 
 ZERO_ALIGNMENT = 2  # elements of each rank: DeepSpeed pads its flat buffer to a multiple of them
-
-
-@dataclass(frozen=True)
-class SharedTensor:
-    """A tensor of the rollout's, by its name, and the trainer's parameters that it is made of, in their order."""
-
-    target: str
-    parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -39,11 +31,11 @@ class SharedLayout:
     """What is shared.
 
     Attributes:
-        tensors: in the order in which they lie in the storage.
+        tensors: by the rollout's name of a parameter, the policy's names of those that it is made of, in their order.
         apart: the rollout's other parameters: why each must have memory of its own.
     """
 
-    tensors: tuple[SharedTensor, ...]
+    tensors: dict[str, tuple[str, ...]]
     apart: dict[str, str]
 
 
@@ -66,7 +58,7 @@ class WeightSharing:
         self._ranks = ranks
         self._tag = tag
         self._storage: SharedStorage | None = None
-        self.layout = SharedLayout((), {})
+        self.layout = SharedLayout({}, {})
 
     def storage_of(self, rollout: RolloutEngine) -> SharedStorage | None:
         """What the rollout's parameters were laid out in; None where none of them can be shared.
@@ -105,12 +97,10 @@ class WeightSharing:
         device = next(model.parameters()).device
         with SleepPool.get(device).region(self._tag):
             flat = torch.zeros(-(-end // unit) * unit, dtype=self._dtype, device=device)
-        self._storage = SharedStorage(
-            flat, starts, frozenset(name for tensor in self.layout.tensors for name in tensor.parts)
-        )
-        for tensor in self.layout.tensors:
-            elements = sum(trained[name] for name in tensor.parts)
-            _move(model, tensor.target, flat.narrow(0, starts[tensor.parts[0]], elements))
+        self._storage = SharedStorage(flat, starts, self.layout.tensors)
+        for target, parts in self.layout.tensors.items():
+            elements = sum(trained[name] for name in parts)
+            _move(model, target, flat.narrow(0, starts[parts[0]], elements))
 
 
 def shared_layout(policy: PreTrainedModel, model: torch.nn.Module, dtype: torch.dtype) -> SharedLayout:
@@ -124,15 +114,30 @@ def shared_layout(policy: PreTrainedModel, model: torch.nn.Module, dtype: torch.
         written[write.target].append(write)
         targets[write.source].add(write.target)
     elsewhere = {source for source, names in targets.items() if len(names) > 1}
-    tensors, apart = [], {}
+    tensors, apart = {}, {}
     for target, parameter in parameters.items():
         writes = sorted(written[target], key=lambda write: write.to.offset)
         reason = _no_room(parameter, dtype) or _not_whole(writes, parameter.numel(), trained, elsewhere)
         if reason:
             apart[target] = reason
         else:
-            tensors.append(SharedTensor(target, tuple(str(write.source) for write in writes)))
-    return SharedLayout(tuple(tensors), apart)
+            tensors[target] = tuple(str(write.source) for write in writes)
+    return SharedLayout(tensors, apart)
+
+
+def not_identical(mapped: TransferMap, storage: SharedStorage, rollout: torch.nn.Module) -> list[str]:
+    """Names of the policy's weights that would not be copied to where they are, if what is shared were copied."""
+    targets = dict(rollout.named_parameters())
+    here = {name for name in storage.tensors if storage.holds(targets[name])}
+
+    def is_identical(name: str) -> bool:
+        (arrow, *others) = mapped.arrows.get(name, [None])
+        if arrow is None or others or arrow.target not in here:
+            return False
+        elements = arrow.copy.source.numel
+        return arrow.copy == StridedCopy(_run_of(elements, 0), _run_of(elements, storage.starts[name]))
+
+    return sorted(name for name in storage.shared if not is_identical(name))
 
 
 def _is_within(layer: torch.nn.Module, storage: SharedStorage) -> bool:
@@ -143,9 +148,9 @@ def _trained_sizes(policy: torch.nn.Module) -> dict[str, int]:
     return {name: weight.numel() for name, weight in policy.named_parameters() if weight.requires_grad}
 
 
-def _in_order(trained: Mapping[str, int], tensors: Sequence[SharedTensor], item_bytes: int) -> list[str]:
+def _in_order(trained: Mapping[str, int], tensors: Mapping[str, tuple[str, ...]], item_bytes: int) -> list[str]:
     """The policy's order, but what is one tensor of the rollout's is put together, and what would shift others last."""
-    together = {name: tensor.parts for tensor in tensors for name in tensor.parts}
+    together = {name: parts for parts in tensors.values() for name in parts}
     units = dict.fromkeys(together.get(name, (name,)) for name in trained)  # in their order, each once
     shifting = {unit for unit in units if sum(trained[name] for name in unit) * item_bytes % ALIGNMENT}
     return [name for unit in sorted(units, key=shifting.__contains__) for name in unit]
