@@ -183,9 +183,7 @@ def test_runs_that_share_and_runs_that_copy_are_the_same(tmp_path: Path) -> None
         for case, (results, reports, apart, said), (expected, copies, _, _) in zip(CASES, mine, theirs, strict=True):
             assert results == expected, case
             assert results[0][:2] != results[-1][:2], "training changed nothing"
-            assert (
-                [report.version for report in reports] == [report.version for report in copies] == [*range(STEPS + 1)]
-            )
+            assert [report.version for report in reports] == [report.version for report in copies]
             _check_what_is_apart(case[0], reports, copies, apart)
             _check_what_is_said(case[0], said)
 
