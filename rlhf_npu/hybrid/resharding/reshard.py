@@ -84,7 +84,7 @@ class Resharder:
     def rehearse(self) -> None:
         """Reshard the weights that both engines began with: what will fail is to fail before anything was trained.
 
-        The rollout's weights are zero before it, so that one that does not arrive cannot be taken for one that did.
+        The rollout's own weights are zero before it, so that one that does not arrive cannot be taken for one that did.
 
         Raises:
             ReshardError: vLLM does not take all of them while it runs.
