@@ -15,15 +15,17 @@ from tests.devices import DEVICE, PLATFORM
 from tests.ranks import run_ranks
 from tests.tiny_model import save_tiny_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(DEVICE != "cpu", reason="one process has several engines; other devices were not tried yet"),
+]
 
 RANKS = 2
 STEPS = 2
 PROMPTS = [[1, 4, 13, 6, 14, 11, 13, 7], [1, 5, 5, 9]]
 PADDED = "padded vocabulary"  # a Llama of 15 tokens, for which vLLM has 64 rows
-# vllm-ascend makes one engine a process; bfloat16 at ZeRO 0 is refused by the configuration.
+# bfloat16 at ZeRO 0 is refused by the configuration.
 CASES = [(PADDED, "float32", 0), ("Qwen2", "bfloat16", 1), ("Qwen3", "bfloat16", 2)]
-CASES = CASES[-1:] if DEVICE == "npu" else CASES
 _kept: list[Any] = []  # the end of an engine takes the process group from all others
 
 

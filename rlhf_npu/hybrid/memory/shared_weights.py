@@ -12,7 +12,7 @@ from rlhf_npu.engines.shared_storage import ALIGNMENT
 from rlhf_npu.hybrid.memory.model_shape import ModelShape, Weight
 from rlhf_npu.hybrid.memory.rollout_memory import VOCABULARY_UNIT
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class SharedWeights:
         why = f": {'; '.join(self.reasons)}" if self.reasons else ""
         if not self.shared:
             return f"trainer and rollout share no weights{why}"
-        beside = f"; {self.apart / GIB:.2f} GiB are copied{why}" if self.apart else ""
-        return f"trainer and rollout share {self.shared / GIB:.2f} GiB of weights{beside}"
+        beside = f"; {_in_words(self.apart)} are copied{why}" if self.apart else ""
+        return f"trainer and rollout share {_in_words(self.shared)} of weights{beside}"
 
 
 def foretell_sharing(config: PPOConfig, shape: ModelShape, item_bytes: int) -> SharedWeights:
@@ -69,6 +69,10 @@ def cannot_share(config: PPOConfig) -> str:
             "that the trainer has whole; 1 shares them"
         )
     return ""
+
+
+def _in_words(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.2f} MiB"
 
 
 def _why_apart(weight: Weight, shape: ModelShape, item_bytes: int) -> str:
