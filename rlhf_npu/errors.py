@@ -73,6 +73,10 @@ class ReshardError(RlhfNpuError, RuntimeError):
     """The rollout's weights are not the trainer's weights after a reshard."""
 
 
+class SharingError(RlhfNpuError, RuntimeError):
+    """Trainer and rollout were to keep their weights in one storage, and one of them does not do so."""
+
+
 class NoWeightsError(RlhfNpuError, RuntimeError):
     """A rollout engine was to generate with weights that are nobody's: never sent, dropped, or sent in part."""
 

@@ -2,6 +2,7 @@
 
     python scripts/bench_reshard.py                           # sizes for a GPU or an NPU: about 5 GB each
     python scripts/bench_reshard.py --ranks 2                 # ZeRO-3 over two devices, tensor parallel 2
+    python scripts/bench_reshard.py --share                   # what both have in one layout is kept once, ZeRO 2
     python scripts/bench_reshard.py --layers 2 --hidden 64    # for a CPU
 
 Each model is made with random weights and measured in processes of its own, beside a plain copy of as many bytes on the
@@ -25,13 +26,17 @@ from typing import Any
 import torch
 import transformers
 
-from rlhf_npu.config import DataConfig, ModelConfig, RolloutConfig
+from rlhf_npu.config import DataConfig, ModelConfig, OptimConfig, RolloutConfig
+from rlhf_npu.engines.model_fit import build_skeleton
 from rlhf_npu.engines.models import load_policy
 from rlhf_npu.engines.process_group import join_process_group
 from rlhf_npu.engines.rollout import RolloutEngine
-from rlhf_npu.engines.trainer_engine import InferenceEngine
+from rlhf_npu.engines.shared_storage import SharedStorage
+from rlhf_npu.engines.trainer_engine import InferenceEngine, TrainerEngine
 from rlhf_npu.hybrid.resharding.reshard import Resharder
+from rlhf_npu.hybrid.resharding.shared_layout import WeightSharing
 from rlhf_npu.hybrid.same_function import compare_functions
+from rlhf_npu.hybrid.tags import SHARED_TAG
 from rlhf_npu.platform import Platform, detect_platform
 from rlhf_npu.preflight.tiny_models import tokenizer
 from rlhf_npu.run_id import new_run_id
@@ -55,6 +60,7 @@ def main() -> None:
     )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of models (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="reshards after the first (%(default)s)")
+    parser.add_argument("--share", action="store_true", help="weights, as hybrid.share_weights=auto does")
     parser.add_argument("--measure", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -102,16 +108,16 @@ def measure(options: argparse.Namespace) -> None:
         kv_cache_memory_gb=0.25,
         log_prob_micro_batch_size_per_device=1,
         gpu_memory_utilization=0.4,
-        tensor_model_parallel_size=options.ranks,
+        tensor_model_parallel_size=1 if options.share else options.ranks,
     )
-    rollout = RolloutEngine(model, rollout_config, data, platform, [2])
+    sharing = weight_sharing(model, options.ranks) if options.share else None
+    lay_out = sharing.lay_out if sharing else None
+    rollout = RolloutEngine(model, rollout_config, data, platform, [2], reads_weights=not sharing, lay_out=lay_out)
+    storage = sharing.storage_of(rollout) if sharing else None
     policy: Any = load_policy(model)
     size = sum(parameter.nbytes for parameter in policy.parameters())
-    policy = InferenceEngine(
-        policy, zero_stage=3 if options.ranks > 1 else 0, dtype=model.dtype, platform=platform
-    ).module
-    policy = policy.module if options.ranks > 1 else policy
-    resharder = Resharder(policy, rollout, BUCKET)
+    policy = engine_module(policy, options, model.dtype, platform, storage)
+    resharder = Resharder(policy, rollout, BUCKET, storage)
     rehearsed = timed(platform, resharder.rehearse)
     first, *seconds = [timed(platform, resharder.reshard) for _ in range(1 + options.repeats)]
     report = compare_functions(policy, rollout, [list(range(3, 60))], temperature=1.0, response_length=8)
@@ -120,6 +126,7 @@ def measure(options: argparse.Namespace) -> None:
         "device": platform.name,
         "ranks": options.ranks,
         "gb": size / 1e9,
+        "moved_gb": resharder.reshard().moved_bytes / 1e9,
         "rehearsed_s": rehearsed,
         "first_s": first,
         "median_s": median(seconds),
@@ -132,6 +139,33 @@ def measure(options: argparse.Namespace) -> None:
     if os.environ["RANK"] == "0":
         print(json.dumps(result), flush=True)
     rollout.shutdown()
+
+
+def weight_sharing(model: ModelConfig, ranks: int) -> WeightSharing:
+    """What lays out the weights that trainer and rollout share."""
+    skeleton = build_skeleton(model, "--model", transformers.AutoModelForCausalLM)
+    return WeightSharing(skeleton.module, getattr(torch, model.dtype), ranks, SHARED_TAG)
+
+
+def engine_module(
+    policy: Any, options: argparse.Namespace, dtype: str, platform: Platform, storage: SharedStorage | None
+) -> Any:
+    """The policy as a trainer has it: whole, in shards of ZeRO 3, or in the storage that it shares under ZeRO 2."""
+    if options.share:
+        return TrainerEngine(
+            policy,
+            OptimConfig(lr=1e-6),
+            zero_stage=2,
+            dtype=dtype,
+            grad_clip=1.0,
+            optimizer_steps=1,
+            platform=platform,
+            role="actor",
+            storage=storage,
+        ).module
+    zero_stage = 3 if options.ranks > 1 else 0
+    module = InferenceEngine(policy, zero_stage=zero_stage, dtype=dtype, platform=platform).module
+    return module.module if zero_stage else module
 
 
 def save_model(kind: str, options: argparse.Namespace, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +53,7 @@ class RolloutEngine:
     Args:
         kv_cache_bytes: of one device, where `rollout.gpu_memory_utilization` is "auto" and not vLLM decides.
         reads_weights: False leaves the model's weights unread; the trainer's are sent before anything else.
+        lay_out: with unread weights, gives vLLM's parameters their memory, which is never to change afterwards.
     """
 
     def __init__(
@@ -65,13 +66,14 @@ class RolloutEngine:
         *,
         kv_cache_bytes: int | None = None,
         reads_weights: bool = True,
+        lay_out: Callable[[torch.nn.Module], None] | None = None,
     ) -> None:
         self._platform = platform
         self._stop_token_ids = list(stop_token_ids)
         self._temperature = rollout.temperature
         self._max_tokens = data.max_response_length
         self._lacks_weights = "" if reads_weights else NEVER_SENT
-        with own_classes(), watch_loading() as self.transformations:
+        with own_classes(), watch_loading() as self.transformations, _laid_out_by(lay_out):
             self.llm = _build_llm(model, rollout, data, platform, kv_cache_bytes, reads_weights)
 
     @property
@@ -249,6 +251,12 @@ def _unread() -> str:
     from rlhf_npu.engines.unread_weights import register_unread
 
     return register_unread()
+
+
+def _laid_out_by(lay_out: Callable[[torch.nn.Module], None] | None) -> AbstractContextManager[None]:
+    from rlhf_npu.engines.unread_weights import laid_out_by
+
+    return laid_out_by(lay_out)
 
 
 def _npu_graphs() -> dict[str, str]:

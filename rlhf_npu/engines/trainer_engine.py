@@ -13,6 +13,7 @@ from tensordict import TensorDict
 
 from rlhf_npu.config import OptimConfig
 from rlhf_npu.engines.collectives import all_reduce
+from rlhf_npu.engines.shared_storage import SharedStorage
 from rlhf_npu.engines.trainer_states import clear_gradients, own_module, own_trainer, place, release_gathered
 from rlhf_npu.platform import Platform
 
@@ -55,14 +56,17 @@ class TrainerEngine:
         optimizer_steps: int,
         platform: Platform,
         role: str | None = None,
+        storage: SharedStorage | None = None,
     ) -> None:
         """Build DeepSpeed's engine around `module`.
 
         Args:
             role: what the states' tags begin with; None keeps them out of the pool.
+            storage: where the parameters are to be, in the tag `<role>.params`; below ZeRO 3 only.
 
         Raises:
             HookError: a state's memory could not be had from the pool.
+            SharingError: DeepSpeed does not keep the parameters in `storage`.
         """
         import deepspeed
 
@@ -71,13 +75,16 @@ class TrainerEngine:
         self._clips_itself = zero_stage == 0 and dtype == "float32"
         config = _deepspeed_config(module, zero_stage, dtype, 0.0 if self._clips_itself else grad_clip)
         config["optimizer"] = _adamw(optim, platform)
+        trained = storage.in_order(module) if storage else [p for p in module.parameters() if p.requires_grad]
         self.engine, *_ = deepspeed.initialize(
             model=place(module, platform.device(), role and f"{role}.params"),
-            model_parameters=[p for p in module.parameters() if p.requires_grad],
+            model_parameters=trained,
             config=config,
             lr_scheduler=lambda optimizer: _schedule(optimizer, optim, optimizer_steps),
         )
-        self.tags = own_trainer(self.engine, role) if role else ()
+        if storage:
+            storage.give_to(self.engine)
+        self.tags = own_trainer(self.engine, role, storage) if role else ()
 
     @property
     def module(self) -> torch.nn.Module:

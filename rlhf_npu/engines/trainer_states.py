@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from allocator import HookError, SleepPool
+from rlhf_npu.engines.shared_storage import SharedStorage
 
 AT_ONCE = 1 << 30  # bytes that are copied aside while their memory changes hands; a larger storage goes alone
 
@@ -48,8 +49,11 @@ def place(module: torch.nn.Module, device: torch.device, tag: str | None) -> tor
     return module
 
 
-def own_trainer(engine: Any, role: str) -> tuple[str, ...]:
+def own_trainer(engine: Any, role: str, storage: SharedStorage | None = None) -> tuple[str, ...]:
     """Move all states of a DeepSpeed engine that trains into tags, and make Adam's moments there.
+
+    Args:
+        storage: holds its parameters already, under the tag in which they belong.
 
     Returns:
         the tags that hold memory.
@@ -61,7 +65,7 @@ def own_trainer(engine: Any, role: str) -> tuple[str, ...]:
     for master in masters(engine):
         master.grad = None  # ZeRO 3 leaves one as large as the largest group of unpartitioned parameters
     states = states_of(engine)
-    own(pool, f"{role}.params", states.params)
+    own(pool, f"{role}.params", _outside(storage, states.params))
     own(pool, f"{role}.grads", states.grads)
     own(pool, f"{role}.optimizer", states.optimizer)
     with pool.region(f"{role}.optimizer"):  # last: what is copied aside of the others might not fit beside moments
@@ -69,6 +73,13 @@ def own_trainer(engine: Any, role: str) -> tuple[str, ...]:
     pool.trim()
     grads = (f"{role}.grads",) if states.grads else ()
     return (f"{role}.params", *grads, f"{role}.optimizer")
+
+
+def _outside(storage: SharedStorage | None, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Those that are not in `storage`, whose address must not change."""
+    if storage is None:
+        return tensors
+    return [tensor for tensor in tensors if not storage.holds(tensor)]
 
 
 def own_module(module: torch.nn.Module, device: torch.device, role: str) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -12,6 +14,22 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 LOAD_FORMAT = "rlhf_npu_unread"
 NOISE = 1e-3
+LayOut = Callable[[torch.nn.Module], None]
+_lay_out: LayOut | None = None
+
+
+@contextmanager
+def laid_out_by(lay_out: LayOut | None) -> Iterator[None]:
+    """Within it a vLLM engine of this process makes its model, and `lay_out` may give its parameters other memory.
+
+    It is called before vLLM transforms weights, profiles, and captures graphs. What the parameters hold must stay.
+    """
+    global _lay_out
+    _lay_out = lay_out
+    try:
+        yield
+    finally:
+        _lay_out = None
 
 
 @cache
@@ -40,3 +58,5 @@ class UnreadModelLoader(BaseModelLoader):
                 device = parameter.device
                 generator = generators.setdefault(device, torch.Generator(device).manual_seed(0))
                 parameter.data.uniform_(-NOISE, NOISE, generator=generator)
+        if _lay_out is not None:
+            _lay_out(model)

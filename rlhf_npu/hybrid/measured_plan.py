@@ -15,7 +15,7 @@ from rlhf_npu.hybrid.engine import HybridEngine
 from rlhf_npu.hybrid.memory.memory_demand import Surplus
 from rlhf_npu.hybrid.memory.memory_plan import MemoryPlan
 from rlhf_npu.hybrid.switch_plan import Policy, Stage, SwitchPlan, plan_switches
-from rlhf_npu.hybrid.tags import cycle_of, make_tags
+from rlhf_npu.hybrid.tags import cycle_of, make_tags, shares_weights
 from rlhf_npu.platform import Platform
 
 
@@ -35,7 +35,12 @@ class SecondPlan:
 
 
 def measured_plan(
-    config: PPOConfig, tags: Sequence[str], workspace: Mapping[Stage, int], capacity: int, platform: Platform
+    config: PPOConfig,
+    tags: Sequence[str],
+    workspace: Mapping[Stage, int],
+    capacity: int,
+    platform: Platform,
+    shares_weights: bool,
 ) -> SwitchPlan:
     """The plan for the tags as they are; every rank calls this together and gets the same.
 
@@ -43,11 +48,12 @@ def measured_plan(
         tags: all that the pool holds, by name.
         workspace: bytes that each stage takes beside them.
         capacity: bytes that one device may use.
+        shares_weights: whether the rollout generates with the actor's parameters.
 
     Raises:
         PlanError: it does not fit.
     """
-    return _plan(config, _sizes(tags, platform), workspace, capacity)
+    return _plan(config, _sizes(tags, platform), workspace, capacity, shares_weights)
 
 
 def plan_again(hybrid: HybridEngine, config: PPOConfig, predicted: MemoryPlan, platform: Platform) -> SecondPlan:
@@ -89,13 +95,16 @@ def second_plan(
         {stage: size - predicted.workspace.get(stage, 0) for stage, size in workspace.items()},
     )
     try:
-        return SecondPlan(_plan(config, sizes, workspace, predicted.capacity), None, surplus)
+        plan = _plan(config, sizes, workspace, predicted.capacity, shares_weights(first.tags))
     except PlanError as error:
         return SecondPlan(first, error, surplus)
+    return SecondPlan(plan, None, surplus)
 
 
-def _plan(config: PPOConfig, sizes: Mapping[str, int], workspace: Mapping[Stage, int], capacity: int) -> SwitchPlan:
-    tags = make_tags(sizes, str(config.actor_rollout_ref.rollout.sleep_level))
+def _plan(
+    config: PPOConfig, sizes: Mapping[str, int], workspace: Mapping[Stage, int], capacity: int, shared: bool
+) -> SwitchPlan:
+    tags = make_tags(sizes, str(config.actor_rollout_ref.rollout.sleep_level), shared)
     return plan_switches(tags, cycle_of(config), workspace, capacity, Policy(config.hybrid.plan))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from rlhf_npu.config import PPOConfig
 from rlhf_npu.hybrid.switch_plan import Fate, Stage, Tag
 
 ROLLOUT_TAGS = ("weights", "kv_cache")
+SHARED_TAG = "actor.params"  # where the weights are that trainer and rollout share
 ROLLOUT = "rollout"  # the group of the rollout's tags: vLLM puts both to sleep in one call
 _TRAIN = {"actor": Stage.TRAIN_ACTOR, "critic": Stage.TRAIN_CRITIC}
 _PARAMS = {
@@ -18,15 +20,26 @@ _PARAMS = {
 }
 
 
-def make_tags(sizes: Mapping[str, int], sleep_level: str) -> tuple[Tag, ...]:
+def make_tags(sizes: Mapping[str, int], sleep_level: str, shares_weights: bool = False) -> tuple[Tag, ...]:
     """The pool's tenants.
 
     Args:
         sizes: bytes of each tag on one device, by its name.
         sleep_level: "1" keeps the rollout's weights when it sleeps, "2" drops them; "auto" drops them too, since the
             reshard overwrites them, but lets them stay where memory suffices.
+        shares_weights: whether the rollout generates with the actor's parameters: `weights` is what it has beside them.
     """
-    return tuple(_make_tag(name, size, sleep_level) for name, size in sizes.items())
+    tags = (_make_tag(name, size, sleep_level) for name, size in sizes.items())
+    return tuple(_with_generation(tag) if shares_weights and tag.name == SHARED_TAG else tag for tag in tags)
+
+
+def shares_weights(tags: Iterable[Tag]) -> bool:
+    """Whether the rollout generates with the actor's parameters, by the plan's tags."""
+    return any(tag.name == SHARED_TAG and Stage.GENERATE in tag.needed for tag in tags)
+
+
+def _with_generation(tag: Tag) -> Tag:
+    return replace(tag, needed=tag.needed | {Stage.GENERATE})
 
 
 def cycle_of(config: PPOConfig) -> tuple[Stage, ...]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from allocator import SleepPool
 from rlhf_npu.config import PPOConfig
+from rlhf_npu.engines.model_fit import POLICY, build_skeleton, quiet
 from rlhf_npu.engines.models import (
     load_critic,
     load_policy,
@@ -19,14 +21,17 @@ from rlhf_npu.engines.models import (
 )
 from rlhf_npu.engines.reward_model_fit import conversations_of, scoring_model
 from rlhf_npu.engines.rollout import RolloutEngine
+from rlhf_npu.engines.shared_storage import SharedStorage
 from rlhf_npu.engines.trainer_engine import InferenceEngine, TrainerEngine
 from rlhf_npu.hybrid.calibration import Calibration
 from rlhf_npu.hybrid.engine import HybridEngine
 from rlhf_npu.hybrid.measured_plan import measured_plan
 from rlhf_npu.hybrid.memory.memory_plan import MemoryPlan
+from rlhf_npu.hybrid.memory.shared_weights import cannot_share
 from rlhf_npu.hybrid.resharding.reshard import Resharder
+from rlhf_npu.hybrid.resharding.shared_layout import WeightSharing
 from rlhf_npu.hybrid.switch_plan import Fate, Stage, SwitchPlan
-from rlhf_npu.hybrid.tags import ROLLOUT_TAGS
+from rlhf_npu.hybrid.tags import ROLLOUT_TAGS, SHARED_TAG
 from rlhf_npu.platform import Platform
 from rlhf_npu.rewards import load_reward
 from rlhf_npu.roles.critic import CriticTrainer
@@ -66,6 +71,7 @@ def build_tenants(
     functions = load_reward(reward, scoring.weight if scoring.enable else None)
     scorer = Scorer(functions, tokenizer, reward.max_failed_ratio, config.trainer.world_size)
     stops = stop_token_ids(model, tokenizer)
+    sharing = _weight_sharing(config)
     rollout = RolloutEngine(
         model,
         rollout_config,
@@ -74,10 +80,12 @@ def build_tenants(
         stops,
         kv_cache_bytes=memory.kv_cache_bytes,
         reads_weights=False,
+        lay_out=sharing.lay_out if sharing else None,
     )
+    storage = sharing.storage_of(rollout) if sharing else None
     rollout.sleep(level=2)  # it has no weights yet that must survive
     asleep = _AsleepWhileBuilding(memory.switch_plan, platform)
-    policy = _build_policy(config, platform, optimizer_steps[0])
+    policy = _build_policy(config, platform, optimizer_steps[0], storage)
     asleep.put(policy.engine.tags)
     critic = _build_critic(config, platform, optimizer_steps[1]) if config.has_critic else None
     asleep.put(critic.engine.tags if critic else ())
@@ -88,8 +96,8 @@ def build_tenants(
     built = {"actor": policy, "critic": critic, "ref": reference, "reward": reward_model}
     trainers = {role: tenant.engine for role, tenant in built.items() if tenant is not None}
     tags = [*ROLLOUT_TAGS, *(tag for engine in trainers.values() for tag in engine.tags)]
-    plan = measured_plan(config, tags, memory.workspace, memory.capacity, platform)
-    resharder = Resharder(policy.engine.module, rollout, rollout_config.reshard_bucket_mb * MIB)
+    plan = measured_plan(config, tags, memory.workspace, memory.capacity, platform, shares_weights=storage is not None)
+    resharder = Resharder(policy.engine.module, rollout, rollout_config.reshard_bucket_mb * MIB, storage)
     calibration = Calibration(platform) if config.hybrid.plan == "auto" and platform.name != "cpu" else None
     hybrid = HybridEngine(rollout, resharder, trainers, plan, platform, calibration)
     return Tenants(tokenizer, scorer, rollout, policy, hybrid, critic, reference, reward_model)
@@ -109,7 +117,19 @@ class _AsleepWhileBuilding:
         )
 
 
-def _build_policy(config: PPOConfig, platform: Platform, optimizer_steps: int) -> PolicyTrainer:
+def _weight_sharing(config: PPOConfig) -> WeightSharing | None:
+    """What lays out the weights that trainer and rollout share; None where they can share none."""
+    if cannot_share(config):
+        return None
+    model = config.actor_rollout_ref.model
+    with quiet():
+        policy = build_skeleton(model, POLICY, AutoModelForCausalLM).module
+    return WeightSharing(policy, getattr(torch, model.dtype), config.trainer.world_size, SHARED_TAG)
+
+
+def _build_policy(
+    config: PPOConfig, platform: Platform, optimizer_steps: int, storage: SharedStorage | None
+) -> PolicyTrainer:
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
     engine = TrainerEngine(
         load_policy(model, zero_stage=actor.zero_stage, device=platform.device()),
@@ -120,6 +140,7 @@ def _build_policy(config: PPOConfig, platform: Platform, optimizer_steps: int) -
         optimizer_steps=optimizer_steps,
         platform=platform,
         role="actor",
+        storage=storage,
     )
     rollout = config.actor_rollout_ref.rollout
     return PolicyTrainer(engine, actor, rollout.temperature, config.data.max_response_length)

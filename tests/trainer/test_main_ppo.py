@@ -197,11 +197,12 @@ def _score_with_vllm(folder: str, text: list[int]) -> list[list[float]]:
             "actor_rollout_ref.actor.entropy_coeff=0.01",
             "actor_rollout_ref.actor.optim.lr_scheduler_type=cosine",
             "actor_rollout_ref.model.enable_gradient_checkpointing=true",
+            "hybrid.share_weights=auto",
             "trainer.critic_warmup=1",
             "trainer.save_freq=1",
         ),
     ],
-    ids=["grpo-tp2-zero3-level2", "ppo-kl-bf16"],
+    ids=["grpo-tp2-zero3-level2", "ppo-kl-bf16-shared"],
 )
 def test_other_ways_to_run(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     output = tmp_path / "run"
@@ -213,6 +214,8 @@ def test_other_ways_to_run(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     assert steps[-1]["reshard/version"] == STEPS - warmup  # of the actor's weights, which a warm-up leaves alone
     tolerance = 0.2 if "actor_rollout_ref.model.dtype=bfloat16" in overrides else 1e-3
     assert all(step["rollout_corr/logp_diff_max"] < tolerance for step in steps[1:])
+    shares = "hybrid.share_weights=auto" in overrides
+    assert all((step["reshard/gb"] < 1e-3) == shares for step in steps[1:] if "reshard/gb" in step)
     if "algorithm.use_kl_in_reward=true" in overrides:
         assert abs(steps[1]["actor/reward_kl_penalty"]) < 1e-6
         assert "actor/pg_loss" not in steps[1]

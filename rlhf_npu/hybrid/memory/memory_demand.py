@@ -26,6 +26,7 @@ from rlhf_npu.hybrid.memory.rollout_memory import (
     useful_cache_bytes,
     weight_bytes,
 )
+from rlhf_npu.hybrid.memory.shared_weights import SharedWeights, foretell_sharing
 from rlhf_npu.hybrid.memory.trainer_memory import TrainerBytes, frozen_bytes, trainer_bytes
 from rlhf_npu.hybrid.switch_plan import Policy, Stage, Tag
 from rlhf_npu.hybrid.tags import make_tags
@@ -87,12 +88,14 @@ class MemoryDemand:
         workspace: what each stage takes beside them.
         kv_cache_bytes: of the tag `kv_cache`.
         least_cache_bytes: with less than that vLLM does not start.
+        sharing: what of the actor's parameters the rollout generates with.
     """
 
     tags: tuple[Tag, ...]
     workspace: dict[Stage, int]
     kv_cache_bytes: int
     least_cache_bytes: int
+    sharing: SharedWeights
 
     def with_surplus(self, surplus: Surplus) -> MemoryDemand:
         """The demand of a run of which more was seen than was predicted."""
@@ -121,22 +124,24 @@ def memory_demand(config: PPOConfig, models: Models, device: Device) -> MemoryDe
     states = _states(config, models, device)
     workspace = _workspace(config, models, device, states)
     rollout = rollout_demand(config)
-    weights = weight_bytes(models.policy, rollout)
+    sharing = foretell_sharing(config, models.policy, _item_bytes(config))
+    weights = weight_bytes(models.policy, rollout) - sharing.shared
     trainers = {
         f"{role}.{part}": size
         for role, held in states.items()
         for part, size in (("params", held.params), ("grads", held.grads), ("optimizer", held.optimizer))
         if size
     }
-    beside = weights + workspace[Stage.GENERATE]
+    # vLLM makes what it shares, and takes it for its own.
+    rollouts_own = weights + workspace[Stage.GENERATE] + (states["actor"].params if sharing.shared else 0)
+    beside = rollouts_own
     if config.hybrid.plan == Policy.KEEP.value:
-        beside += sum(trainers.values())
+        beside = weights + workspace[Stage.GENERATE] + sum(trainers.values())
     useful = useful_cache_bytes(models.policy, rollout)
-    cache = max(0, _cache_bytes(config, device, beside, weights + workspace[Stage.GENERATE], useful))
-    tags = make_tags(
-        {"weights": weights, "kv_cache": cache, **trainers}, str(config.actor_rollout_ref.rollout.sleep_level)
-    )
-    return MemoryDemand(tags, workspace, cache, least_cache_bytes(models.policy, rollout))
+    cache = max(0, _cache_bytes(config, device, beside, rollouts_own, useful))
+    sizes = {"weights": weights, "kv_cache": cache, **trainers}
+    tags = make_tags(sizes, str(config.actor_rollout_ref.rollout.sleep_level), sharing.shared > 0)
+    return MemoryDemand(tags, workspace, cache, least_cache_bytes(models.policy, rollout), sharing)
 
 
 def rollout_demand(config: PPOConfig) -> RolloutDemand:

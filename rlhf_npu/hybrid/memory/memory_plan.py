@@ -39,12 +39,14 @@ class MemoryPlan:
         device: that it fits on.
         kv_cache_bytes: of the tag `kv_cache`.
         switch_plan: what is awake in each stage, and the bytes that each tag is expected to hold on one device.
+        sharing: what of the actor's parameters the rollout generates with, in words; empty if that was not asked for.
     """
 
     workspace: Mapping[Stage, int]
     device: Device
     kv_cache_bytes: int
     switch_plan: SwitchPlan
+    sharing: str = ""
 
     @property
     def capacity(self) -> int:
@@ -72,6 +74,7 @@ class MemoryPlan:
         return (
             f"memory of a device, as predicted: {self.peak / GIB:.2f} of {self.capacity / GIB:.2f} GiB at the peak, in "
             f"stage '{self.fullest.value}'; asleep when not needed: {'; '.join(sleeps) or 'nothing'}"
+            f"{self.sharing and f'; {self.sharing}'}"
         )
 
 
@@ -147,7 +150,7 @@ def plan_memory(config: PPOConfig, models: Models, device: Device, surplus: Surp
     _check_cache(demand)
     policy = Policy(config.hybrid.plan)
     switch_plan = plan_switches(demand.tags, cycle_of(config), demand.workspace, device.capacity, policy)
-    return MemoryPlan(demand.workspace, device, demand.kv_cache_bytes, switch_plan)
+    return MemoryPlan(demand.workspace, device, demand.kv_cache_bytes, switch_plan, str(demand.sharing))
 
 
 def occupancy(config: PPOConfig, models: Models, device: Device, plan: MemoryPlan | None) -> Occupancy:

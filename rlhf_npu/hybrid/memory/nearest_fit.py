@@ -22,6 +22,7 @@ CRITIC_ZERO = "critic.zero_stage"
 REF_ZERO = "actor_rollout_ref.ref.zero_stage"
 REWARD_ZERO = "reward_model.zero_stage"
 CACHE_SHARE = "actor_rollout_ref.rollout.gpu_memory_utilization"
+SHARE_WEIGHTS = "hybrid.share_weights"
 CACHE_SIZE = "actor_rollout_ref.rollout.kv_cache_memory_gb"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 DEVICES = "trainer.n_devices_per_node"
@@ -107,6 +108,8 @@ def _ways(config: PPOConfig, shape: ModelShape, stage: str, on_cpu: bool) -> Ite
     if config.hybrid.plan == "keep":
         yield [{"hybrid.plan": "auto"}]
     yield _other_caches(config, on_cpu)
+    if config.hybrid.share_weights != AUTO:
+        yield [{SHARE_WEIGHTS: AUTO}]
     if not config.actor_rollout_ref.model.enable_gradient_checkpointing:
         yield [{CHECKPOINTING: True}]
     yield from _smaller_micro_batches(config, stage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from math import gcd
 
 import torch
@@ -26,23 +27,30 @@ def unaccounted(rollout: RolloutEngine, mapped: TransferMap, loaded: VllmLoading
     device = next(rollout.module.parameters()).device
     transformed = set(rollout.transformations.transformed)
     problems = []
-    seen: set[int] = set()
+    seen: set[tuple[int, Place]] = set()
     for prefix, layer in rollout.module.named_modules():
         if layer in transformed:
             continue
         added = rollout.transformations.added.get(layer, ())
         for name, parameter in layer.named_parameters(prefix, recurse=False):
-            if storage_key(parameter) in seen or name.rpartition(".")[2] in added:
+            memory = storage_key(parameter), Place.of(parameter)
+            if memory in seen or name.rpartition(".")[2] in added:
                 continue
-            seen.add(storage_key(parameter))
-            elements = parameter.untyped_storage().nbytes() // parameter.element_size()
-            words = uncovered(Place.of(parameter), elements, written.get(name, []), device)
+            seen.add(memory)
+            words = uncovered(*_alone(parameter, written.get(name, [])), device)
             problems += [f"{name}: {words}"] if words else []
     for name, elements in loaded.extents.items():
         whole = Place(0, (elements,), (1,))
         if words := uncovered(whole, elements, written.get(name, []), device):
             problems.append(f"{name}: {words}")
     return problems
+
+
+def _alone(parameter: torch.Tensor, writes: Sequence[Place]) -> tuple[Place, int, list[Place]]:
+    """Where a tensor and the writes to it are if its storage begins with it, and the elements that they reach."""
+    mine = Place.of(parameter)
+    moved = [replace(place, offset=place.offset - mine.offset) for place in (mine, *writes)]
+    return moved[0], max(place.end for place in moved), moved[1:]
 
 
 def _places(mapped: TransferMap, loaded: Sequence[Write]) -> Places:

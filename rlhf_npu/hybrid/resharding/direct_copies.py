@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -17,16 +17,28 @@ from rlhf_npu.hybrid.resharding.transfer_map import Arrow, TransferMap, named_te
 
 
 class DirectCopies:
-    """Copies along a map's arrows: out of whole weights as they are, out of ZeRO-3's shards through buckets."""
+    """Copies along a map's arrows: out of whole weights as they are, out of ZeRO-3's shards through buckets.
 
-    def __init__(self, policy: PreTrainedModel, rollout: RolloutEngine, mapped: TransferMap, bucket_bytes: int) -> None:
+    Args:
+        shared: the trainer's names of weights that the rollout has already, since both have one memory of them.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        rollout: RolloutEngine,
+        mapped: TransferMap,
+        bucket_bytes: int,
+        shared: Collection[str] = (),
+    ) -> None:
         self._policy = policy
         self._rollout = rollout
         self._map = mapped
         self._bucket_bytes = bucket_bytes
         weights: dict[str, Any] = dict([*saved_buffers(policy), *policy.named_parameters()])
-        self._whole = [name for name in mapped.arrows if not is_partitioned(weights[name])]
-        shards = {name: weights[name] for name in mapped.arrows if is_partitioned(weights[name])}
+        self._copied = [name for name in mapped.arrows if name not in shared]
+        self._whole = [name for name in self._copied if not is_partitioned(weights[name])]
+        shards = {name: weights[name] for name in self._copied if is_partitioned(weights[name])}
         self._transfer = BucketTransfer(shards, mapped.arrows, bucket_bytes) if shards else None
         self._places: dict[str, tuple[int, torch.dtype]] = {}
         self._made: list[list[Delivery]] = []
@@ -69,7 +81,7 @@ class DirectCopies:
     def compare(self, comparison: Comparison) -> None:
         """Compare what the rollout holds with the trainer's weights, which DeepSpeed gathers for it."""
         targets = named_tensors(self._rollout.module)
-        for bucket in gathered_buckets(self._policy, self._bucket_bytes, only=self._map.arrows):
+        for bucket in gathered_buckets(self._policy, self._bucket_bytes, only=self._copied):
             for name, weight in bucket:
                 for arrow, source in self._sources(name, weight):
                     comparison.add(_words(name, arrow), _target(targets, arrow), source)

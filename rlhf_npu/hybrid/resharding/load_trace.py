@@ -7,6 +7,7 @@ plain elements (a sum, a change of sign) is seen as well, and told apart.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -167,12 +168,20 @@ def storage_key(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
 
 
-def names_by_storage(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[int, str]:
-    """The first name of each storage."""
-    names: dict[int, str] = {}
-    for name, tensor in tensors:
-        names.setdefault(storage_key(tensor), name)
-    return names
+class TensorNames:
+    """Finds the name of the tensor that a view is of; of several that begin at one element the first."""
+
+    def __init__(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        names: dict[int, dict[int, str]] = {}
+        for name, tensor in tensors:
+            names.setdefault(storage_key(tensor), {}).setdefault(int(tensor.storage_offset()), name)
+        self._names = {key: sorted(of_storage.items()) for key, of_storage in names.items()}
+
+    def __call__(self, view: torch.Tensor) -> str | None:
+        """None if it is a view of none of them."""
+        of_storage = self._names.get(storage_key(view), [])
+        place = bisect_right(of_storage, int(view.storage_offset()), key=lambda begin: begin[0])
+        return of_storage[place - 1][1] if place else None
 
 
 @contextmanager

@@ -11,12 +11,14 @@ from transformers import PreTrainedModel
 
 from rlhf_npu.engines.collectives import MAX, all_reduce
 from rlhf_npu.engines.rollout import RolloutEngine
-from rlhf_npu.errors import ReshardError
+from rlhf_npu.engines.shared_storage import SharedStorage
+from rlhf_npu.errors import ReshardError, SharingError
 from rlhf_npu.hybrid.resharding.checkpoint_names import check_convertible
 from rlhf_npu.hybrid.resharding.coverage import unaccounted
 from rlhf_npu.hybrid.resharding.direct_copies import DirectCopies
 from rlhf_npu.hybrid.resharding.gathered import saved_buffers, shape_of
 from rlhf_npu.hybrid.resharding.proof import Comparison, changed, in_words
+from rlhf_npu.hybrid.resharding.shared_layout import not_identical
 from rlhf_npu.hybrid.resharding.transfer_map import UNTRACEABLE, TransferMap, map_transfer
 from rlhf_npu.hybrid.resharding.vllm_loading import VllmLoading
 
@@ -27,7 +29,7 @@ class ReshardReport:
 
     Attributes:
         version: of the weights that the rollout now has.
-        moved_bytes: of the trainer's whole weights.
+        moved_bytes: of the trainer's whole weights, but for those that the rollout shares.
         buckets: collectives that gathered them; none where each rank has them whole.
     """
 
@@ -42,12 +44,23 @@ class Resharder:
     Where ZeRO-3 has cut them, two buckets live beside the two models during a reshard, otherwise nothing; where vLLM
     transforms weights, one bucket and one layer.
 
+    Args:
+        storage: what trainer and rollout both compute with; of its weights nothing moves.
+
     Raises:
         ModelError: the policy's weights cannot be sent bucket by bucket.
     """
 
-    def __init__(self, policy: PreTrainedModel, rollout: RolloutEngine, bucket_bytes: int) -> None:
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        rollout: RolloutEngine,
+        bucket_bytes: int,
+        storage: SharedStorage | None = None,
+    ) -> None:
         check_convertible(policy)
+        self._storage = storage
+        self._shared = storage.shared if storage else frozenset[str]()
         self._policy = policy
         self._rollout = rollout
         self._bucket_bytes = bucket_bytes
@@ -62,6 +75,7 @@ class Resharder:
 
         Raises:
             ReshardError: the rollout's weights are not the trainer's afterwards; names them.
+            SharingError: vLLM does not load what is shared to where it is.
         """
         report = self._transfer(self.version + 1 if version is None else version)
         self.version = report.version
@@ -70,17 +84,18 @@ class Resharder:
     def rehearse(self) -> None:
         """Reshard the weights that both engines began with: what will fail is to fail before anything was trained.
 
-        The rollout's weights are zero before it, so that one that does not arrive cannot be taken for one that did.
+        The rollout's own weights are zero before it, so that one that does not arrive cannot be taken for one that did.
 
         Raises:
             ReshardError: vLLM does not take all of them while it runs.
             torch.OutOfMemoryError: there was no memory for it.
         """
         for parameter in self._rollout.module.parameters():
-            parameter.data.zero_()
+            if self._storage is None or not self._storage.holds(parameter):
+                parameter.data.zero_()
         try:
             self._transfer(self.version)
-        except torch.OutOfMemoryError:  # which says nothing of the model, and is a RuntimeError
+        except (torch.OutOfMemoryError, SharingError):  # RuntimeErrors that say nothing of the model
             raise
         except UNTRACEABLE as error:
             raise ReshardError(
@@ -100,13 +115,14 @@ class Resharder:
         """
         comparison = Comparison()
         self._direct.compare(comparison)
-        self._judge(self.version, comparison.differing() + self._by_vllm.changed() + self._lost_buffers())
+        problems = self._strays() + comparison.differing() + self._by_vllm.changed()
+        self._judge(self.version, problems + self._lost_buffers())
 
     @torch.no_grad()
     def _transfer(self, version: int) -> ReshardReport:
         with self._rollout.receiving_weights():
             comparison = Comparison()
-            problems = self._direct.run(comparison) + comparison.differing()
+            problems = self._strays() + self._direct.run(comparison) + comparison.differing()
             if self._by_vllm.is_needed:
                 problems += self._by_vllm.load(self._bucket_bytes)
             if not self._is_accounted_for:
@@ -117,11 +133,14 @@ class Resharder:
 
     @cached_property
     def _map(self) -> TransferMap:
-        return map_transfer(self._policy, self._rollout)
+        mapped = map_transfer(self._policy, self._rollout)
+        if self._storage and (others := not_identical(mapped, self._storage, self._rollout.module)):
+            raise SharingError(f"vLLM loads weights elsewhere than to where they are shared: {in_words(others)}")
+        return mapped
 
     @cached_property
     def _direct(self) -> DirectCopies:
-        return DirectCopies(self._policy, self._rollout, self._map, self._bucket_bytes)
+        return DirectCopies(self._policy, self._rollout, self._map, self._bucket_bytes, self._shared)
 
     @cached_property
     def _by_vllm(self) -> VllmLoading:
@@ -130,7 +149,18 @@ class Resharder:
     @cached_property
     def _bytes(self) -> int:
         weights = [*saved_buffers(self._policy), *self._policy.named_parameters()]
-        return sum(shape_of(weight).numel() * weight.element_size() for _, weight in weights)
+        return sum(
+            shape_of(weight).numel() * weight.element_size() for name, weight in weights if name not in self._shared
+        )
+
+    def _strays(self) -> list[str]:
+        if self._storage is None:
+            return []
+        trainers = self._storage.strays_of_policy(self._policy)
+        rollouts = self._storage.strays_of_rollout(self._rollout.module)
+        return [f"the trainer's {name} has left the storage that it shares with the rollout" for name in trainers] + [
+            f"{name} has left the storage that it shares with the trainer" for name in rollouts
+        ]
 
     def _lost_buffers(self) -> list[str]:
         """Buffers that no checkpoint has, and that do not hold what they held when the model was loaded."""

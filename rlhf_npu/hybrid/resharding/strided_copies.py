@@ -30,6 +30,11 @@ class Place:
         """Elements of the view."""
         return _product(self.sizes)
 
+    @property
+    def end(self) -> int:
+        """The element after the last one of the view."""
+        return self.offset + _span(self) if self.numel else self.offset
+
     def in_units(self, elements: int) -> Place | None:
         """The same place, counted in units of neighbouring elements; None where it would cut a unit."""
         if not self.sizes or self.strides[-1] != 1:

@@ -6,7 +6,9 @@ cannot be told so (vLLM computes with them, or transforms the layer that they be
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,12 +17,13 @@ from transformers import PreTrainedModel
 from rlhf_npu.engines.collectives import MAX, all_reduce
 from rlhf_npu.engines.rollout import RolloutEngine
 from rlhf_npu.errors import ReshardError
-from rlhf_npu.hybrid.resharding.checkpoint_names import as_in_checkpoint
+from rlhf_npu.hybrid.resharding.checkpoint_names import Named, as_in_checkpoint
 from rlhf_npu.hybrid.resharding.gathered import saved_buffers, shape_of
-from rlhf_npu.hybrid.resharding.load_trace import LoadWatch, Write, names_by_storage, nothing_moves, storage_key
+from rlhf_npu.hybrid.resharding.load_trace import LoadWatch, TensorNames, Write, nothing_moves, storage_key
 from rlhf_npu.hybrid.resharding.strided_copies import StridedCopy, simple_copy
 from rlhf_npu.sleep_mode.weight_update import own_tensors
 
+Load = Callable[[Named], Any]
 # What vLLM's loaders raise at a weight that has no elements, or that is not one for their layer as it is now.
 UNTRACEABLE = (AssertionError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, NotImplementedError)
 
@@ -64,13 +67,7 @@ def map_transfer(policy: PreTrainedModel, rollout: RolloutEngine) -> TransferMap
         storage_key(own) for layer in rollout.transformations.transformed for own in own_tensors(layer).values()
     }
     untouchable = {name for name, tensor in tensors.items() if storage_key(tensor) in transformed}
-    names = names_by_storage(tensors.items())
-    found: dict[str, list[Write] | None] = {}
-    with nothing_moves(tensors) as moved:
-        for name, weight in [*saved_buffers(policy), *policy.named_parameters()]:
-            found[name] = _rehearse(policy, rollout, name, weight, names)
-    if moved:
-        raise ReshardError(f"vLLM's load_weights gives new memory to {', '.join(moved)}")
+    found = rehearse_loads(policy, rollout.load_weights, tensors)
     arrows = {name: _arrows(writes, untouchable) for name, writes in found.items()}
     by_vllm = _agreed(arrows, next(iter(tensors.values())).device)
     constants = [
@@ -78,6 +75,28 @@ def map_transfer(policy: PreTrainedModel, rollout: RolloutEngine) -> TransferMap
     ]
     mapped = {name: copies for name, copies in arrows.items() if copies is not None and name not in by_vllm}
     return TransferMap(mapped, constants, by_vllm)
+
+
+def rehearse_loads(
+    policy: PreTrainedModel, load_weights: Load, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, list[Write] | None]:
+    """What vLLM writes when it is given each of the policy's weights alone; None where that cannot be told.
+
+    Args:
+        policy: may be on the meta device.
+        tensors: the rollout's, by name; writes to others are not seen.
+
+    Raises:
+        ReshardError: `load_weights` gives the rollout's tensors new memory: captured graphs would keep the old weights.
+    """
+    names = TensorNames(tensors.items())
+    found: dict[str, list[Write] | None] = {}
+    with nothing_moves(tensors) as moved:
+        for name, weight in [*saved_buffers(policy), *policy.named_parameters()]:
+            found[name] = _rehearse(policy, load_weights, name, weight, names)
+    if moved:
+        raise ReshardError(f"vLLM's load_weights gives new memory to {', '.join(moved)}")
+    return found
 
 
 def _agreed(arrows: dict[str, list[Arrow] | None], device: torch.device) -> list[str]:
@@ -91,15 +110,15 @@ def _agreed(arrows: dict[str, list[Arrow] | None], device: torch.device) -> list
 
 
 def _rehearse(
-    policy: PreTrainedModel, rollout: RolloutEngine, name: str, weight: torch.Tensor, names: dict[int, str]
+    policy: PreTrainedModel, load_weights: Load, name: str, weight: torch.Tensor, names: TensorNames
 ) -> list[Write] | None:
     """What vLLM writes on this rank when it is given one weight; None where that cannot be told."""
     empty = torch.empty(shape_of(weight), dtype=weight.dtype, device="meta")
-    watch = LoadWatch(lambda tensor: names.get(storage_key(tensor)), runs=False)
+    watch = LoadWatch(names, runs=False)
     watch.give(name, empty)
     try:
         with torch.no_grad(), watch:
-            rollout.load_weights(as_in_checkpoint(policy, [(name, empty)]))
+            load_weights(as_in_checkpoint(policy, [(name, empty)]))
     except UNTRACEABLE:
         return None
     return watch.writes
