@@ -111,7 +111,8 @@ class OfflineTrainer:
         numbers = itertools.count()
         seed, shuffle = self._config.data.seed, self._config.data.shuffle
         orders = (order_of_epoch(count, epoch, seed=seed, shuffle=shuffle) for epoch in numbers)
-        batches = (order[first : first + size] for order in orders for first in range(0, count - size + 1, size))
+        firsts = range(0, count - size + 1, size)
+        batches = (order[first : first + size].tolist() for order in orders for first in firsts)
         return zip(range(1, self._total_steps + 1), batches, strict=False)
 
     def _is_due(self, frequency: int, step: int) -> bool:

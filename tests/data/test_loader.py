@@ -7,11 +7,11 @@ import pytest
 from rlhf_npu.data.loader import PromptLoader
 from rlhf_npu.data.prompts import PromptDataset, PromptSample
 from rlhf_npu.errors import DataError
+from tests.prompt_data import dataset_of
 
 
 def dataset(size: int) -> PromptDataset:
-    samples = (PromptSample(index, (1,), "1", "digits", None, {}) for index in range(size))
-    return PromptDataset(samples, skipped=2)
+    return dataset_of([PromptSample(index, (1,), "1", "digits", None, {}) for index in range(size)], skipped=2)
 
 
 def indices(loader: PromptLoader, epoch: int) -> list[list[int]]:
