@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -16,7 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process, resource_tracker
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -274,6 +275,7 @@ def _encoded(job: Job[Made, Dataset], files: Sequence[str], chunks: Iterator[_Ch
         yield from ((chunk, encoder.block(chunk.records)) for chunk in chunks)
         return
     print(f"tokenizing {', '.join(files)} in {count} processes, once", file=sys.stderr, flush=True)
+    resource_tracker.ensure_running()  # which would undo what keeps Ctrl-C from processes that start with it
     pool = ProcessPoolExecutor(count, get_context("spawn"), _start_process, (job,))
     try:
         yield from _in_order(pool, chunks, 2 * count)
@@ -285,11 +287,22 @@ def _encoded(job: Job[Made, Dataset], files: Sequence[str], chunks: Iterator[_Ch
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started inside never get Ctrl-C, which reaches all of a terminal's: the one that asked ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[_Chunk], ahead: int) -> Iterator[tuple[_Chunk, Any]]:
     """The chunks' blocks, in order, with at most `ahead` chunks under way."""
     waiting: deque[tuple[_Chunk, Future[Any]]] = deque()
     for chunk in chunks:
-        waiting.append((chunk, pool.submit(_block, chunk.records)))
+        with _deaf_to_ctrl_c():  # it may start a process
+            waiting.append((chunk, pool.submit(_block, chunk.records)))
         if len(waiting) == ahead:
             yield _result(waiting)
     while waiting:
@@ -311,9 +324,16 @@ def _processes(job: Job[Made, Dataset], files: Sequence[str]) -> int:
 _encoder: BlockEncoder[Any] | None = None
 
 
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _start_process(job: Job[Any, Any]) -> None:
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the process that asked ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process a core already
     _encoder = job.encoder()
 

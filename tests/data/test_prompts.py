@@ -531,7 +531,7 @@ def test_another_file_key_limit_or_template_is_another_data_set(tmp_path: Path, 
         tokenizer.chat_template = template
         return [sample.prompt_text for sample in load(tokenizer, path, **keys)]
 
-    cuts = {"max_prompt_length": 4, "filter_overlong_prompts": False, "truncation": "left"}
+    cuts: dict[str, Any] = {"max_prompt_length": 4, "filter_overlong_prompts": False, "truncation": "left"}
     before = texts(), texts(**cuts)
     changes: dict[str, dict[str, Any]] = {
         "key": {"prompt_key": "question"},
