@@ -2,8 +2,8 @@
 
 Generates chats (prompts of 50 to 350 tokens, or with --pairs pairs of a few hundred), tokenizes them, and starts a
 second time from what was kept. With prompts each start then does what a run does with all of them before its first
-step, and goes on in the middle of a shuffled epoch. Each start is a process of its own; memory is the largest resident
-set of the one that asks, without those that tokenize for it.
+step; then it goes on in the middle of a shuffled epoch. Each start is a process of its own; memory is the largest
+resident set of the one that asks, without those that tokenize for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from rlhf_npu.config import DataConfig
 from rlhf_npu.config.offline_data import OfflineDataConfig
 from rlhf_npu.data.examples import load_examples
-from rlhf_npu.data.loader import Position, PromptLoader
+from rlhf_npu.data.loader import BatchOrder, Position, PromptLoader
 from rlhf_npu.data.prompts import load_prompts
 from rlhf_npu.engines.model_fit import check_prompt_ids
 from rlhf_npu.rewards import load_sample_check, record_checks
@@ -98,6 +98,10 @@ def start_pairs(file: str, tokenizer: str) -> None:
     watch = Watch()
     dataset = load_examples("pairs", [file], loaded, config)
     watch.say(f"{len(dataset):,} pairs, {int(dataset.tokens.sum()):,} tokens")
+    middle = Position(epoch=3, offset=len(dataset) // 2)
+    stream = BatchOrder(len(dataset), BATCH, shuffle=True, seed=1).stream(middle)
+    tokens = sum(dataset[index].tokens for _ in range(BATCHES) for index in next(stream))
+    watch.say(f"{BATCHES} batches of {BATCH} from the middle of the fourth epoch on, {tokens:,} tokens")
 
 
 def start_prompts(file: str, tokenizer: str) -> None:

@@ -83,6 +83,6 @@ def test_another_batch_size_takes_what_the_first_left() -> None:
 @pytest.mark.parametrize("position", [Position(0, 13), Position(0, -1), Position(-1, 0)])
 def test_a_position_of_other_prompts_is_refused(position: Position) -> None:
     loader = PromptLoader(dataset(12), 4, shuffle=True, seed=1)
-    message = f"go on at prompt {position.offset} of epoch {position.epoch}, but the training files have 12 prompts"
+    message = f"go on at record {position.offset} of epoch {position.epoch}, but the training files have 12 records"
     with pytest.raises(DataError, match=message):
         loader.stream(position)
