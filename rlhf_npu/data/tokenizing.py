@@ -178,11 +178,12 @@ def _made(
 
 def _add_all(job: Job[Made, Dataset], files: Sequence[str], unreadable: DataProblems, problems: DataProblems) -> None:
     """Add what is wrong with all files, of which some cannot be read; only that if the others would take long."""
-    if _size(files) >= BYTES_FOR_PROCESSES:
+    before = len(problems)
+    if _size(files) < BYTES_FOR_PROCESSES:
+        for _ in _blocks(job, files, problems):
+            pass
+    if len(problems) == before:
         problems.include(unreadable)
-        return
-    for _ in _blocks(job, files, problems):
-        pass
 
 
 def _nothing(job: Job[Made, Dataset]) -> Dataset:
@@ -390,6 +391,10 @@ def _file_digest(file: str, problems: DataProblems) -> bytes:
         path = Path(file).expanduser()
         with path.open("rb") as content:
             return path.suffix.encode() + hashlib.file_digest(content, "sha256").digest()
-    except (OSError, RuntimeError):
-        list(read_records(file, problems))
+    except (OSError, RuntimeError) as error:
+        before = len(problems)
+        for _ in read_records(file, problems):  # which says it in words
+            break
+        if len(problems) == before:
+            problems.add(f"{file}: cannot be read: {one_line(error)}")
         return b""

@@ -357,7 +357,7 @@ def test_what_a_tokenizer_raises_names_the_row(tmp_path: Path, error: BaseExcept
     ]
 
 
-def test_ctrl_c_in_a_tokenizer_is_ctrl_c(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_tokenizer_is_ctrl_c_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
     class Interrupted(PreTrainedTokenizerFast):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             raise KeyboardInterrupt
@@ -367,6 +367,7 @@ def test_ctrl_c_in_a_tokenizer_is_ctrl_c(tmp_path: Path) -> None:
             Interrupted(tokenizer_object=build_tokenizer().backend_tokenizer),
             write_lines(tmp_path / "a.jsonl", record()),
         )
+    assert [path.suffix for path in (cache / "prompts").iterdir()] == [".lock"]
 
 
 ODD: tuple[Any, ...] = (
@@ -553,6 +554,16 @@ def test_problems_are_told_in_the_order_of_the_files(tmp_path: Path, tokenizer: 
         load(tokenizer, str(tmp_path / "a.jsonl"), other)
     rows = [line.strip().split(": ")[0] for line in str(caught.value).splitlines()[1:]]
     assert rows == [*(f"{tmp_path}/a.jsonl:{row}" for row in (2, 3, 4, 5)), f"{other}:1"]
+
+
+def test_a_missing_file_beside_large_ones_is_told_at_once(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizing, "BYTES_FOR_PROCESSES", 10)
+    large, missing = write_lines(tmp_path / "a.jsonl", record(7)), str(tmp_path / "none.jsonl")
+    with pytest.raises(DataError) as caught:
+        load(tokenizer, large, missing)
+    assert str(caught.value).startswith(f"{missing}: no such file")
 
 
 def test_what_failed_is_not_kept(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> None:
