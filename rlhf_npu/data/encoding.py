@@ -39,6 +39,27 @@ class Encoded:
     truncated: bool = False
 
 
+def encode_each(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool) -> list[Ids | str]:
+    """Ids of each text, or what the tokenizer says against it.
+
+    Args:
+        special: whether with the tokens that the tokenizer begins and ends a text with.
+    """
+    if not texts:
+        return []
+    try:
+        rows: list[Ids | str] = tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # Rust's panics are no Exception; below the text is found
+        if len(texts) == 1:
+            return [f"the tokenizer fails on {texts[0][:80]!r}: {one_line(error)}"]
+        middle = len(texts) // 2
+        halves = texts[:middle], texts[middle:]
+        return [row for half in halves for row in encode_each(tokenizer, half, special)]
+    return rows
+
+
 class TokenizerCalls:
     """A tokenizer that says for which of many texts it fails, and never ends a text by itself."""
 
@@ -55,7 +76,10 @@ class TokenizerCalls:
             special: whether the tokens go before it with which the tokenizer begins a text.
         """
         distinct = list(dict.fromkeys(texts))
-        return dict(zip(distinct, self._halves(distinct, special), strict=True))
+        rows = encode_each(self._tokenizer, distinct, special)
+        if special and self._appended:
+            rows = [row if isinstance(row, str) else row[: len(row) - self._appended] for row in rows]
+        return dict(zip(distinct, rows, strict=True))
 
     def places(self, text: str, special: bool) -> tuple[Ids, list[tuple[int, int]]] | None:
         """Ids, and the characters (from, to) of each; None where the tokenizer cannot tell."""
@@ -68,20 +92,6 @@ class TokenizerCalls:
     def text(self, ids: Ids) -> str:
         """The text of ids, special tokens included."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    def _halves(self, texts: list[str], special: bool) -> list[Ids | str]:
-        if not texts:
-            return []
-        try:
-            rows = self._tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001  # Rust's panics are no Exception; below the text is found
-            if len(texts) == 1:
-                return [f"the tokenizer fails on {texts[0][:80]!r}: {one_line(error)}"]
-            middle = len(texts) // 2
-            return self._halves(texts[:middle], special) + self._halves(texts[middle:], special)
-        return [row[: len(row) - self._appended] for row in rows] if special and self._appended else rows
 
 
 class Encoder:

@@ -26,6 +26,18 @@ class DataProblems:
         if len(self._shown) < LISTED:
             self._shown.append(problem)
 
+    def include(self, other: DataProblems) -> None:
+        """Count those of `other` after those that are here."""
+        self._count += other._count
+        self._shown += other._shown[: LISTED - len(self._shown)]
+
+    def taken(self) -> DataProblems:
+        """What was found until now, which is then forgotten here."""
+        found = DataProblems()
+        found.include(self)
+        self._shown, self._count = [], 0
+        return found
+
     @contextmanager
     def collected(self) -> Iterator[None]:
         """Add the `DataError` that the block raises."""

@@ -3,67 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, overload
+from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_npu.config import DataConfig
 from rlhf_npu.data.chats import ChatRenderer, check_is_no_chat, without_nulls
+from rlhf_npu.data.encoding import Ids, Limits, encode_each
 from rlhf_npu.data.problems import DataProblems
-from rlhf_npu.data.records import Record, read_records
+from rlhf_npu.data.prompt_files import PromptBlock, PromptDataset, prompt_block, write_prompts
+from rlhf_npu.data.records import Record
 from rlhf_npu.data.sample import PromptSample
+from rlhf_npu.data.tokenizing import Job, Place, collect
 from rlhf_npu.data.values import check_depth, check_text
-from rlhf_npu.edges import one_line, repr_of
+from rlhf_npu.edges import repr_of
 from rlhf_npu.errors import DataError
 
 __all__ = ["PromptDataset", "PromptSample", "collect_prompts", "load_prompts"]
-
-
-class PromptDataset(Sequence[PromptSample]):
-    """Prompts in the order of their files.
-
-    Attributes:
-        skipped: prompts left out because they are too long.
-        truncated: prompts that were cut because they are too long.
-    """
-
-    def __init__(self, samples: Iterable[PromptSample], skipped: int = 0, truncated: int = 0) -> None:
-        self._samples = tuple(samples)
-        self.skipped = skipped
-        self.truncated = truncated
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    @overload
-    def __getitem__(self, index: int) -> PromptSample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> tuple[PromptSample, ...]: ...
-
-    def __getitem__(self, index: int | slice) -> PromptSample | tuple[PromptSample, ...]:
-        return self._samples[index]
 
 
 @dataclass(frozen=True)
 class _Prompt:
     """A checked record: where it stands, and its text."""
 
-    file: str
-    row: int
+    location: str
     text: str
     is_chat: bool
     data_source: str
     ground_truth: Any
     extra_info: dict[str, Any]
     messages: list[dict[str, Any]] | None
-
-    @property
-    def location(self) -> str:
-        return f"{self.file}:{self.row}"
 
 
 def load_prompts(files: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> PromptDataset:
@@ -98,42 +70,103 @@ def collect_prompts(
     Args:
         keeps_messages: whether samples carry the messages of prompts that are chats.
     """
-    prompts = list(_checked_records(files, tokenizer, config.prompt_key, problems, keeps_messages))
-    rows = list(_tokenize(prompts, tokenizer, problems))
-    if not config.filter_overlong_prompts and config.truncation == "error":
-        _refuse_overlong(rows, config.max_prompt_length, problems)
-    limit = config.max_prompt_length
-    kept = [row for row in rows if len(row[1]) <= limit or not config.filter_overlong_prompts]
-    if rows and not kept:
-        problems.add(
-            f"{', '.join(files)}: all {len(rows)} prompts are longer than "
-            f"data.max_prompt_length={limit} tokens; raise it"
-        )
-    samples = [_sample(index, *row, tokenizer, config) for index, row in enumerate(kept)]
-    truncated = sum(len(ids) > limit for _, ids in kept)
-    return PromptDataset(samples, skipped=len(rows) - len(kept), truncated=truncated)
+    limits = Limits(config.max_prompt_length, config.filter_overlong_prompts, config.truncation)
+    return collect(PromptJob(tokenizer, "prompts", limits, config.prompt_key, keeps_messages), files, problems)
 
 
-def _checked_records(
-    files: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_key: str,
-    problems: DataProblems,
-    keeps_messages: bool,
-) -> Iterator[_Prompt]:
-    chats = ChatRenderer(tokenizer)
-    for file in files:
-        before, records = len(problems), 0
-        for record in read_records(file, problems):
-            records += 1
+@dataclass(frozen=True)
+class PromptJob(Job[PromptBlock, PromptDataset]):
+    """How records become prompts."""
+
+    folder = "prompts"
+    noun = "prompts"
+    sources = ("prompt_files", "prompts", "sample")
+
+    limits: Limits
+    prompt_key: str
+    keeps_messages: bool
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        return self.limits, self.prompt_key, self.keeps_messages
+
+    def encoder(self) -> PromptEncoder:
+        return PromptEncoder(self)
+
+    def write(self, folder: Path, blocks: Iterable[PromptBlock]) -> None:
+        write_prompts(folder, blocks)
+
+    def opened(self, folder: Path, files: Sequence[str]) -> PromptDataset:
+        return PromptDataset(folder, files)
+
+    def all_overlong(self, count: int) -> str:
+        return f"all {count} prompts are longer than data.max_prompt_length={self.limits.max_length} tokens; raise it"
+
+
+class PromptEncoder:
+    """Makes blocks of prompts of records."""
+
+    def __init__(self, job: PromptJob) -> None:
+        self._tokenizer, self._limits, self._key = job.tokenizer, job.limits, job.prompt_key
+        self._keeps_messages = job.keeps_messages
+        self._chats = ChatRenderer(job.tokenizer)
+        self._cuts = not job.limits.filter_overlong and job.limits.truncation != "error"
+
+    def block(self, records: Sequence[Place]) -> PromptBlock:
+        """The prompts of records, each with the index of its file."""
+        problems: dict[int, str] = {}
+        prompts: dict[int, _Prompt] = {}
+        for index, (_, record) in enumerate(records):
             try:
-                prompt = _check(record, chats, prompt_key, keeps_messages)
+                prompts[index] = _check(record, self._chats, self._key, self._keeps_messages)
             except DataError as error:
-                problems.add(str(error))
-            else:
-                yield prompt
-        if not records and len(problems) == before:
-            problems.add(f"{file}: no prompts; a file needs at least one record")
+                problems[index] = str(error)
+        encoded = self._encoded(prompts)
+        problems |= {index: str(each) for index, each in encoded.items() if isinstance(each, DataError)}
+        right = {index: each for index, each in encoded.items() if not isinstance(each, DataError)}
+        too_long = [index for index, ids in right.items() if len(ids) > self._limits.max_length]
+        kept = [index for index in right if self._cuts or index not in too_long]
+        samples = [self._sample(prompts[index], right[index]) for index in kept]
+        block = prompt_block(samples, [(records[index][0], records[index][1].row) for index in kept])
+        block.problems = problems
+        if self._cuts:
+            block.truncated = len(too_long)
+        elif self._limits.filter_overlong:
+            block.skipped = len(too_long)
+        else:
+            block.overlong = {index: self._refusal(prompts[index], right[index]) for index in too_long}
+        return block
+
+    def _encoded(self, prompts: dict[int, _Prompt]) -> dict[int, Ids | DataError]:
+        """The ids of each prompt, or what is wrong with it. A chat template writes its special tokens itself."""
+        encoded: dict[int, Ids | DataError] = {}
+        for is_chat in (False, True):
+            group = [index for index, prompt in prompts.items() if prompt.is_chat == is_chat]
+            rows = encode_each(self._tokenizer, [prompts[index].text for index in group], special=not is_chat)
+            encoded |= {index: _ids_or_error(prompts[index], row) for index, row in zip(group, rows, strict=True)}
+        return {index: encoded[index] for index in prompts}
+
+    def _sample(self, prompt: _Prompt, ids: Ids) -> PromptSample:
+        """A sample that is cut to the limit; its place among the others is not known here."""
+        text, limit = prompt.text, self._limits.max_length
+        if len(ids) > limit:
+            ids = ids[-limit:] if self._limits.truncation == "left" else ids[:limit]
+            text = self._tokenizer.decode(ids)
+        return PromptSample(
+            -1,
+            tuple(ids),
+            text,
+            prompt.data_source,
+            prompt.ground_truth,
+            prompt.extra_info,
+            messages=prompt.messages,
+        )
+
+    def _refusal(self, prompt: _Prompt, ids: Ids) -> str:
+        return (
+            f"{prompt.location}: {len(ids)} tokens, more than data.max_prompt_length={self._limits.max_length}; raise "
+            "it, set data.filter_overlong_prompts=true to skip such prompts, or data.truncation=left|right to cut"
+        )
 
 
 def _check(record: Record, chats: ChatRenderer, prompt_key: str, keeps_messages: bool) -> _Prompt:
@@ -152,7 +185,7 @@ def _check(record: Record, chats: ChatRenderer, prompt_key: str, keeps_messages:
     text = chats.render(prompt, record.columnar, what) if is_chat else _plain(prompt, location, what)
     check_text(text, what)
     messages = (without_nulls(prompt) if record.columnar else prompt) if is_chat and keeps_messages else None
-    return _Prompt(record.file, record.row, text, is_chat, data_source, ground_truth, extra_info, messages)
+    return _Prompt(location, text, is_chat, data_source, ground_truth, extra_info, messages)
 
 
 def _field(record: dict[str, Any], key: str, location: str) -> Any:
@@ -191,66 +224,9 @@ def _plain(prompt: str, location: str, what: str) -> str:
     return prompt
 
 
-def _tokenize(
-    prompts: list[_Prompt], tokenizer: PreTrainedTokenizerBase, problems: DataProblems
-) -> Iterator[tuple[_Prompt, list[int]]]:
-    """Each prompt with its token ids. A chat template writes its special tokens itself."""
-    for is_chat, run in groupby(prompts, key=lambda prompt: prompt.is_chat):
-        group = list(run)
-        for prompt, ids in zip(group, _token_ids(group, is_chat, tokenizer, problems), strict=True):
-            if ids:
-                yield prompt, ids
-            elif ids is not None:
-                problems.add(f"{prompt.location}: the prompt {prompt.text[:80]!r} has no tokens; it needs at least one")
-
-
-def _token_ids(
-    prompts: list[_Prompt], is_chat: bool, tokenizer: PreTrainedTokenizerBase, problems: DataProblems
-) -> list[list[int] | None]:
-    """Token ids of each prompt; None for those on which the tokenizer fails, which are problems."""
-    try:
-        rows: list[list[int] | None] = _encode(prompts, is_chat, tokenizer)
-        return rows
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001  # Rust's panics are no Exception; below the prompt is found
-        if len(prompts) == 1:
-            problems.add(f"{prompts[0].location}: the tokenizer fails on {prompts[0].text[:80]!r}: {one_line(error)}")
-            return [None]
-    middle = len(prompts) // 2
-    halves = prompts[:middle], prompts[middle:]
-    return [ids for half in halves for ids in _token_ids(half, is_chat, tokenizer, problems)]
-
-
-def _encode(prompts: list[_Prompt], is_chat: bool, tokenizer: PreTrainedTokenizerBase) -> Any:
-    texts = [prompt.text for prompt in prompts]
-    return tokenizer(texts, add_special_tokens=not is_chat, verbose=False)["input_ids"]
-
-
-def _refuse_overlong(rows: list[tuple[_Prompt, list[int]]], limit: int, problems: DataProblems) -> None:
-    for prompt, ids in rows:
-        if len(ids) > limit:
-            problems.add(
-                f"{prompt.location}: {len(ids)} tokens, more than data.max_prompt_length={limit}; raise it, "
-                "set data.filter_overlong_prompts=true to skip such prompts, or data.truncation=left|right to cut"
-            )
-
-
-def _sample(
-    index: int, prompt: _Prompt, ids: list[int], tokenizer: PreTrainedTokenizerBase, config: DataConfig
-) -> PromptSample:
-    text, limit = prompt.text, config.max_prompt_length
-    if len(ids) > limit:
-        ids = ids[-limit:] if config.truncation == "left" else ids[:limit]
-        text = tokenizer.decode(ids)
-    return PromptSample(
-        index,
-        tuple(ids),
-        text,
-        prompt.data_source,
-        prompt.ground_truth,
-        prompt.extra_info,
-        prompt.file,
-        prompt.row,
-        prompt.messages,
-    )
+def _ids_or_error(prompt: _Prompt, row: Ids | str) -> Ids | DataError:
+    if isinstance(row, str):
+        return DataError(f"{prompt.location}: {row}")
+    if not row:
+        return DataError(f"{prompt.location}: the prompt {prompt.text[:80]!r} has no tokens; it needs at least one")
+    return row

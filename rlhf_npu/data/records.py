@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow.parquet
 
@@ -17,6 +18,8 @@ from rlhf_npu.errors import DataError
 
 _KINDS = ".parquet, .jsonl or .json"
 _BATCH_ROWS = 1024
+_ARRAY_CHARACTERS = 1 << 20
+_SPACE = re.compile(r"[ \t\n\r]*")
 _NOT_TEXT = {
     b"\xff\xfe": "is UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "is UTF-16 text; save it as UTF-8",
@@ -130,9 +133,65 @@ def _json_records(path: Path, problems: DataProblems) -> Iterator[Record]:
 
 
 def _json_array(path: Path) -> Iterator[Record]:
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    for number, value in enumerate(_parse_json(text, str(path), "the file starts as an array of objects"), start=1):
-        yield Record(str(path), number, value, columnar=False)
+    read = 0
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            for read, value in enumerate(_elements(file), start=1):
+                yield Record(str(path), read, value, columnar=False)
+    except (ValueError, RecursionError):  # the whole text says where it is wrong
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        values = _parse_json(text, str(path), "the file starts as an array of objects")
+        for number, value in enumerate(values[read:], start=read + 1):
+            yield Record(str(path), number, value, columnar=False)
+
+
+def _elements(file: TextIO) -> Iterator[Any]:
+    """The elements of an array, of which a piece at a time is in memory.
+
+    Raises:
+        ValueError, RecursionError: the text is no such array; those before were right.
+    """
+    size, text = _ARRAY_CHARACTERS, file.read(_ARRAY_CHARACTERS)
+    text.encode()
+    place, behind = _space_end(text, 0) + 1, "["
+    if text[place - 1 : place] != "[":
+        raise ValueError("no array")
+    while behind != "]":
+        try:
+            value, place, behind = _element(text, place, behind)
+        except (ValueError, IndexError):
+            piece = file.read(size)
+            piece.encode()
+            if not piece:
+                raise ValueError("the array does not end") from None
+            text, place = text[place:] + piece, 0
+            size = max(_ARRAY_CHARACTERS, len(text))
+        else:
+            yield from value
+    if text[place:].strip() or file.read().strip():
+        raise ValueError("something follows the array")
+
+
+def _element(text: str, place: int, behind: str) -> tuple[list[Any], int, str]:
+    """The element behind `[` or `,`, if there is one, where it ends, and what stands behind it.
+
+    Raises:
+        ValueError, IndexError: `text` holds no whole one.
+    """
+    place = _space_end(text, place)
+    if behind == "[" and text[place] == "]":
+        return [], place + 1, "]"
+    value, place = _DECODER.raw_decode(text, place)
+    place = _space_end(text, place)
+    if text[place] not in ",]":
+        raise ValueError("neither a comma nor the array's end")
+    return [value], place + 1, text[place]
+
+
+def _space_end(text: str, place: int) -> int:
+    match = _SPACE.match(text, place)
+    assert match is not None
+    return match.end()
 
 
 def _json_lines(path: Path, problems: DataProblems) -> Iterator[Record]:
@@ -161,9 +220,7 @@ def _check_is_text(path: Path) -> None:
 def _parse_json(text: str, location: str, right: str) -> Any:
     try:
         text.encode()
-        return json.loads(
-            text, object_pairs_hook=_without_repetition, parse_constant=_refuse_constant, parse_float=_finite
-        )
+        return _DECODER.decode(text)
     except UnicodeEncodeError as error:
         raise DataError(
             f"{location}: not JSON (no UTF-8 at character {error.start}); save the file as UTF-8"
@@ -191,3 +248,6 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
     return result
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repetition, parse_constant=_refuse_constant, parse_float=_finite)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from transformers import (
 
 from rlhf_npu.config import ModelConfig, PPOConfig
 from rlhf_npu.data.problems import DataProblems
-from rlhf_npu.data.sample import PromptSample
+from rlhf_npu.data.prompt_files import PromptDataset
 from rlhf_npu.edges import errors_as
 from rlhf_npu.engines.model_folder import CONFIG, GENERATION_CONFIG, declared_stop_ids, stored_tensors
 from rlhf_npu.engines.models import load_tokenizer
@@ -115,9 +114,7 @@ def check_alone(model: ModelConfig, max_length: int, kind: Any) -> tuple[Skeleto
     return skeleton, tokenizer
 
 
-def check_prompt_ids(
-    data_sets: Sequence[Sequence[PromptSample]], tokenizer: PreTrainedTokenizerBase, vocabulary: int
-) -> None:
+def check_prompt_ids(data_sets: Sequence[PromptDataset], tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
     """Refuse prompts with token ids that the policy has no embedding for; special tokens may have such ids.
 
     Raises:
@@ -126,13 +123,12 @@ def check_prompt_ids(
     if not [token for token, number in tokenizer.get_vocab().items() if number >= vocabulary]:
         return
     problems = DataProblems()
-    for prompt in itertools.chain.from_iterable(data_sets):
-        outside = max(prompt.prompt_ids)
-        if outside >= vocabulary:
+    for prompts in data_sets:
+        for place, outside in prompts.with_ids_from(vocabulary):
             problems.add(
-                f"{prompt.location}: the prompt holds the token {tokenizer.convert_ids_to_tokens(outside)!r}, whose id "
-                f"{outside} the policy has no embedding for: it has {vocabulary}; use the tokenizer that the model was "
-                "trained with"
+                f"{prompts.location(place)}: the prompt holds the token {tokenizer.convert_ids_to_tokens(outside)!r}, "
+                f"whose id {outside} the policy has no embedding for: it has {vocabulary}; use the tokenizer that the "
+                "model was trained with"
             )
     problems.check()
 

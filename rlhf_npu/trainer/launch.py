@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from rlhf_npu.config import PPOConfig, RootConfig
 from rlhf_npu.data.builtin import resolve
 from rlhf_npu.data.loader import PromptLoader
 from rlhf_npu.data.problems import DataProblems
-from rlhf_npu.data.prompts import PromptDataset, PromptSample, collect_prompts
+from rlhf_npu.data.prompt_files import PromptDataset
+from rlhf_npu.data.prompts import collect_prompts
 from rlhf_npu.engines.model_fit import POLICY, check_fit, check_prompt_ids
 from rlhf_npu.engines.model_folder import check_model
 from rlhf_npu.engines.reward_model_fit import ScoringFit, check_reward_model
@@ -77,7 +77,7 @@ def _train(config: PPOConfig) -> None:
     check_data_and_reward(local, [prompts, held_out], terminal)
     raise_if_interrupted()
     with run_folder(config, terminal) as output:
-        run(local, platform, memory, loader, list(held_out), total_steps, terminal, output)
+        run(local, platform, memory, loader, held_out, total_steps, terminal, output)
 
 
 def run(
@@ -85,7 +85,7 @@ def run(
     platform: Platform,
     memory: MemoryPlan,
     loader: PromptLoader,
-    held_out: list[PromptSample],
+    held_out: PromptDataset,
     total_steps: int,
     terminal: Terminal,
     output: OutputFolder,
@@ -161,7 +161,7 @@ def local_function(function: str) -> str:
 
 def load_data(
     config: PPOConfig, tokenizer: PreTrainedTokenizerBase, scoring: ScoringFit | None = None
-) -> tuple[PromptDataset, Sequence[PromptSample]]:
+) -> tuple[PromptDataset, PromptDataset]:
     """Training and held-out prompts as token ids.
 
     Args:
@@ -181,7 +181,7 @@ def load_data(
     if scoring is not None and rewrites:
         scoring.check_prompts((prompts, held_out))
     most = config.data.val_max_samples
-    return prompts, held_out[:most] if most else held_out
+    return prompts, held_out.first(most) if most else held_out
 
 
 def check_devices(config: RootConfig, platform: Platform) -> None:
@@ -203,10 +203,9 @@ def check_devices(config: RootConfig, platform: Platform) -> None:
         )
 
 
-def describe(prompts: Sequence[PromptSample], kind: str) -> str:
+def describe(prompts: PromptDataset, kind: str) -> str:
     """How many prompts there are, and how many were skipped or truncated for their length."""
     counts = [f"{len(prompts)} {kind} prompts"]
-    if isinstance(prompts, PromptDataset):
-        counts += [f"{prompts.skipped} skipped" for _ in range(prompts.skipped > 0)]
-        counts += [f"{prompts.truncated} truncated" for _ in range(prompts.truncated > 0)]
+    counts += [f"{prompts.skipped} skipped" for _ in range(prompts.skipped > 0)]
+    counts += [f"{prompts.truncated} truncated" for _ in range(prompts.truncated > 0)]
     return ", ".join(counts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from rlhf_npu.config import OfflineConfig
 from rlhf_npu.data.dealing import deal
 from rlhf_npu.data.examples import ExampleDataset
-from rlhf_npu.data.loader import order_of_epoch
+from rlhf_npu.data.loader import BatchOrder
 from rlhf_npu.trainer.metrics import Metrics, StepClock
 from rlhf_npu.trainer.output import OutputFolder
 from rlhf_npu.trainer.trackers import Trackers
@@ -107,12 +106,9 @@ class OfflineTrainer:
         return clock.metrics()
 
     def _batches(self) -> Iterator[tuple[int, list[int]]]:
-        size, count = self._config.data.train_batch_size, len(self._data["train"])
-        numbers = itertools.count()
-        seed, shuffle = self._config.data.seed, self._config.data.shuffle
-        orders = (order_of_epoch(count, epoch, seed=seed, shuffle=shuffle) for epoch in numbers)
-        batches = (order[first : first + size] for order in orders for first in range(0, count - size + 1, size))
-        return zip(range(1, self._total_steps + 1), batches, strict=False)
+        data = self._config.data
+        order = BatchOrder(len(self._data["train"]), data.train_batch_size, data.shuffle, data.seed)
+        return zip(range(1, self._total_steps + 1), order.stream(), strict=False)
 
     def _is_due(self, frequency: int, step: int) -> bool:
         return step == self._total_steps or (frequency > 0 and step % frequency == 0)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rlhf_npu.algorithms.kl import kl_controller
 from rlhf_npu.config import PPOConfig
@@ -39,7 +38,7 @@ class PPOTrainer:
         workers: WorkerGroup,
         plans: PlanWatch,
         prompts: PromptLoader,
-        held_out: list[PromptSample],
+        held_out: Sequence[PromptSample],
         check: FunctionCheck,
         trackers: Trackers,
         switches: SwitchRecord,
@@ -49,7 +48,7 @@ class PPOTrainer:
         self._config = config
         self._workers = workers
         self._plans = plans
-        self._stream = itertools.chain.from_iterable(prompts.batches(epoch) for epoch in itertools.count())
+        self._stream = prompts.stream()
         self._held_out = held_out
         self._check = check
         self._trackers = trackers

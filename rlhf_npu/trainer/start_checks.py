@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import islice
 
 from rlhf_npu.config import PPOConfig, RewardConfig
+from rlhf_npu.data.prompt_files import PromptDataset
 from rlhf_npu.data.sample import PromptSample
 from rlhf_npu.errors import RewardError
 from rlhf_npu.rewards import BUILTIN_REWARDS, load_reward, load_sample_check, record_checks, trial
@@ -14,7 +15,7 @@ from rlhf_npu.trainer.terminal import Terminal
 _TRIED_TASKS = 16
 
 
-def check_data_and_reward(config: PPOConfig, prompts: Sequence[Sequence[PromptSample]], terminal: Terminal) -> None:
+def check_data_and_reward(config: PPOConfig, prompts: Sequence[PromptDataset], terminal: Terminal) -> None:
     """Check that the reward can grade the records.
 
     A built-in reward reads the ground truths, as many as it can in a bounded time. A function of a user's scores two
@@ -32,17 +33,17 @@ def check_data_and_reward(config: PPOConfig, prompts: Sequence[Sequence[PromptSa
     for name in config.reward.names:
         if name in BUILTIN_REWARDS:
             load_reward(config.reward)
-            _check_records(config.reward, name, [*chain.from_iterable(prompts)], terminal)
+            _check_records(config.reward, name, prompts, terminal)
     if not set(config.reward.names) <= set(BUILTIN_REWARDS):
         _try_function(config.reward, prompts, terminal)
 
 
-def _check_records(config: RewardConfig, name: str, samples: list[PromptSample], terminal: Terminal) -> None:
+def _check_records(config: RewardConfig, name: str, prompts: Sequence[PromptDataset], terminal: Terminal) -> None:
     check = load_sample_check(name)
-    what = f"checking {len(samples):,} ground truths for {config}"
+    what = f"checking {sum(map(len, prompts)):,} ground truths for {config}"
     with terminal.working(f"{what}, for {record_checks.SECONDS:g} s at most"):
         try:
-            done = record_checks.check_records(check, samples, record_checks.SECONDS)
+            done = record_checks.check_records(check, prompts, record_checks.SECONDS)
         except RewardError:
             raise
         except RuntimeError as error:
@@ -54,7 +55,7 @@ def _check_records(config: RewardConfig, name: str, samples: list[PromptSample],
         )
 
 
-def _try_function(config: RewardConfig, prompts: Sequence[Sequence[PromptSample]], terminal: Terminal) -> None:
+def _try_function(config: RewardConfig, prompts: Sequence[PromptDataset], terminal: Terminal) -> None:
     samples = _one_of_each_task(prompts)
     what = f"trying {config} on {len(samples)} of the prompts"
     with terminal.working(f"{what}, for {trial.SECONDS:g} s at most"):
@@ -66,10 +67,7 @@ def _try_function(config: RewardConfig, prompts: Sequence[Sequence[PromptSample]
         terminal.console.print(f"the reward function scored {result.answered} responses in {each:.3f} s each")
 
 
-def _one_of_each_task(prompts: Sequence[Sequence[PromptSample]]) -> list[PromptSample]:
+def _one_of_each_task(prompts: Sequence[PromptDataset]) -> list[PromptSample]:
     """The first prompt of each data source of each data set, as many as are tried."""
-    first: dict[tuple[int, str], PromptSample] = {}
-    for number, samples in enumerate(prompts):
-        for sample in samples:
-            first.setdefault((number, sample.data_source), sample)
-    return list(first.values())[:_TRIED_TASKS]
+    firsts = ((dataset, place) for dataset in prompts for place in dataset.first_of_each_source())
+    return [dataset[place] for dataset, place in islice(firsts, _TRIED_TASKS)]

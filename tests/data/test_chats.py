@@ -28,6 +28,11 @@ CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 USER = {"role": "user", "content": "1 + 2"}
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_NPU_CACHE", str(tmp_path / "cache"))
+
+
 def tokenizer_with(template: str) -> PreTrainedTokenizerBase:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = template

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_npu.config.offline_data import OfflineDataConfig
-from rlhf_npu.data import examples
+from rlhf_npu.data import examples, tokenizing
 from rlhf_npu.data.digits import build_tokenizer
-from rlhf_npu.data.example_files import Block, ExampleDataset, block_of, write_examples
+from rlhf_npu.data.example_files import ExampleBlock, ExampleDataset, block_of, write_examples
 from rlhf_npu.data.examples import collect_examples, load_examples
 from rlhf_npu.data.packing import Completion, Example
 from rlhf_npu.data.problems import DataProblems
@@ -354,7 +354,7 @@ def test_two_that_ask_together_tokenize_once(tmp_path: Path, monkeypatch: pytest
     made = []
 
     class Counted(examples.RecordEncoder):
-        def block(self, records: Any) -> Block:
+        def block(self, records: Any) -> ExampleBlock:
             made.append(len(records))
             return super().block(records)
 
@@ -384,7 +384,7 @@ def test_several_processes_make_the_same_of_it(tmp_path: Path, monkeypatch: pyte
         return [path.read_bytes() for path in sorted(folder.iterdir())], str(caught.value)
 
     alone = loaded("alone")
-    monkeypatch.setattr(examples, "BYTES_FOR_PROCESSES", 0)
+    monkeypatch.setattr(tokenizing, "BYTES_FOR_PROCESSES", 0)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     assert loaded("together") == alone
     assert f"{file}:701: 'prompt' is 7" in alone[1]

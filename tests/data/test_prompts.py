@@ -1,20 +1,31 @@
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import pickle
 import random
 import re
+import threading
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from filelock import FileLock
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhf_npu.config import DataConfig
+from rlhf_npu.data import prompts as prompts_module
+from rlhf_npu.data import tokenizing
 from rlhf_npu.data.digits import build_tokenizer
+from rlhf_npu.data.loader import Position, PromptLoader
+from rlhf_npu.data.prompt_files import PromptBlock, prompt_block, write_prompts
 from rlhf_npu.data.prompts import PromptDataset, PromptSample, load_prompts
 from rlhf_npu.data.values import json_form
 from rlhf_npu.errors import DataError
@@ -24,6 +35,12 @@ TEMPLATE = (
     "{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     "<bos>{{ m.content }}:{% endfor %}{% if add_generation_prompt %}0{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RLHF_NPU_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +357,7 @@ def test_what_a_tokenizer_raises_names_the_row(tmp_path: Path, error: BaseExcept
     ]
 
 
-def test_ctrl_c_in_a_tokenizer_is_ctrl_c(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_tokenizer_is_ctrl_c_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
     class Interrupted(PreTrainedTokenizerFast):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             raise KeyboardInterrupt
@@ -350,6 +367,7 @@ def test_ctrl_c_in_a_tokenizer_is_ctrl_c(tmp_path: Path) -> None:
             Interrupted(tokenizer_object=build_tokenizer().backend_tokenizer),
             write_lines(tmp_path / "a.jsonl", record()),
         )
+    assert [path.suffix for path in (cache / "prompts").iterdir()] == [".lock"]
 
 
 ODD: tuple[Any, ...] = (
@@ -387,3 +405,224 @@ def test_generated_records_are_loaded_or_refused_with_their_row(
         assert pickle.loads(pickle.dumps(prompt)).prompt_ids
         json.dumps(json_form(prompt.ground_truth), allow_nan=False)
     assert 30 < loaded < 270
+
+
+TABLE = [
+    record(
+        f"{row % 7},{row % 10}",
+        data_source=f"task {row % 3}",
+        reward_model={"ground_truth": Decimal(row) / 8},
+        extra_info={"when": datetime.datetime(2026, 1, 1, row % 24), "raw": bytes([row]), "list": [row, None]},
+    )
+    for row in range(40)
+]
+
+
+def samples_of(rows: Sequence[dict[str, Any]], file: str, tokenizer: PreTrainedTokenizerBase) -> list[PromptSample]:
+    """What plain prompts must become, in the simplest way."""
+    return [
+        PromptSample(
+            index,
+            tuple(tokenizer(row["prompt"])["input_ids"]),
+            row["prompt"],
+            row["data_source"],
+            row["reward_model"]["ground_truth"],
+            row["extra_info"],
+            file,
+            index + 1,
+        )
+        for index, row in enumerate(rows)
+    ]
+
+
+def test_samples_are_the_records_values_and_types_included(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(TABLE), path)
+    for _ in range(2):  # made, and kept
+        prompts = load(tokenizer, str(path))
+        assert list(prompts) == samples_of(TABLE, str(path), tokenizer)
+        assert {type(token) for sample in prompts for token in sample.prompt_ids} == {int}
+        assert [prompts.location(place) for place in (0, -1)] == [f"{path}:1", f"{path}:40"]
+
+
+def test_what_is_read_without_its_prompt_is_the_rest_of_it(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompts = load(
+        tokenizer, write_lines(tmp_path / "a.jsonl", record("1"), record("2", extra_info={"half": "\ud800"}))
+    )
+    for place, prompt in enumerate(prompts):
+        assert prompts.without_prompt(place) == replace(prompt, prompt_ids=(), prompt_text="")
+
+
+def test_where_each_data_source_comes_first(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    lines = [record(data_source=name) for name in ("b", "a", "b", "c", "a")]
+    prompts = load(tokenizer, write_lines(tmp_path / "a.jsonl", *lines))
+    assert prompts.first_of_each_source() == [0, 1, 3]
+    assert prompts.first(3).first_of_each_source() == [0, 1]
+    assert prompts[-1].data_source == "a"
+
+
+def test_prompts_with_an_id_beyond_a_limit(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompts = load(tokenizer, write_lines(tmp_path / "a.jsonl", record("1"), record("9"), record("19")))
+    nine = tokenizer.convert_tokens_to_ids("9")
+    assert prompts.with_ids_from(nine) == [(1, nine), (2, nine)]
+    assert prompts.first(2).with_ids_from(nine) == [(1, nine)]
+    assert prompts.with_ids_from(nine + 1) == []
+
+
+def test_a_dataset_that_is_sent_is_opened_again(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompts = load(tokenizer, write_lines(tmp_path / "a.jsonl", *map(record, "12345")))
+    sent = pickle.dumps(prompts.first(3))
+    assert len(sent) < 1000
+    received = pickle.loads(sent)
+    assert (list(received), received.digest) == (list(prompts)[:3], prompts.first(3).digest)
+
+
+def test_a_kept_file_that_was_cut_short(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", record("1"), record("2"))
+    load(tokenizer, path)
+    (content,) = cache.glob("prompts/*/content.bin")
+    content.write_bytes(content.read_bytes()[:-1])
+    prompts = load(tokenizer, path)
+    assert prompts[0].prompt_text == "1"
+    with pytest.raises(DataError, match=r"content\.bin: ends within a prompt; delete its folder"):
+        prompts[1]
+
+
+def test_what_a_process_holds_does_not_grow_with_the_prompts(tmp_path: Path) -> None:
+    block = prompt_block([PromptSample(0, (1,) * 350, "1" * 700, "digits", "3", {})] * 1000, [(0, 1)] * 1000)
+    write_prompts(tmp_path, (block for _ in range(100)))
+    tracemalloc.start()
+    prompts = PromptDataset(tmp_path, ["a.jsonl"])
+    stream = PromptLoader(prompts, 8, shuffle=True, seed=0).stream(Position(1, 50_000))
+    batches = [len(next(stream)) for _ in range(20)]
+    prompts.with_ids_from(2)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert batches == [8] * 20
+    assert most < 100_000 * 10 + (1 << 19)  # 8 bytes a prompt are the order of an epoch
+
+
+class NeverCalled(PreTrainedTokenizerFast):
+    """A tokenizer that can be saved and nothing else."""
+
+    def __call__(self, *args: Any, **keys: Any) -> Any:
+        raise AssertionError("tokenizes again")
+
+
+def test_a_second_start_does_not_tokenize(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    path = write_lines(tmp_path / "a.jsonl", record("1"), record("12345"), record("2"))
+    first = load(tokenizer, path, max_prompt_length=4)
+    NeverCalled.__name__ = NeverCalled.__qualname__ = type(tokenizer).__qualname__
+    tokenizer.__class__ = NeverCalled
+    second = load(tokenizer, path, max_prompt_length=4)
+    assert list(second) == list(first)
+    assert (second.skipped, second.digest) == (1, first.digest)
+    with pytest.raises(DataError, match="tokenizes again"):
+        load(tokenizer, path, max_prompt_length=5)
+
+
+@pytest.mark.parametrize("what", ["content", "key", "limit", "cut", "template"])
+def test_another_file_key_limit_or_template_is_another_data_set(tmp_path: Path, what: str) -> None:
+    lines = [record("12345", question="7"), record([{"role": "user", "content": "2"}], question="8")]
+    path = write_lines(tmp_path / "a.jsonl", *lines)
+
+    def texts(template: str = TEMPLATE, **keys: Any) -> list[str]:
+        tokenizer = build_tokenizer()
+        tokenizer.chat_template = template
+        return [sample.prompt_text for sample in load(tokenizer, path, **keys)]
+
+    cuts: dict[str, Any] = {"max_prompt_length": 4, "filter_overlong_prompts": False, "truncation": "left"}
+    before = texts(), texts(**cuts)
+    changes: dict[str, dict[str, Any]] = {
+        "key": {"prompt_key": "question"},
+        "limit": {"max_prompt_length": 5},
+        "cut": cuts | {"truncation": "right"},
+        "template": {"template": TEMPLATE.replace("0", "1")},
+    }
+    if what == "content":
+        write_lines(tmp_path / "a.jsonl", *lines, record("3"))
+    assert texts(**changes.get(what, {})) not in before
+    assert what == "content" or (texts(), texts(**cuts)) == before
+
+
+def test_problems_are_told_in_the_order_of_the_files(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    lines = [json.dumps(record()), "{", json.dumps(record(data_source=...)), "[", "{"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    other = write_lines(tmp_path / "b.jsonl", record(7))
+    with pytest.raises(DataError) as caught:
+        load(tokenizer, str(tmp_path / "a.jsonl"), other)
+    rows = [line.strip().split(": ")[0] for line in str(caught.value).splitlines()[1:]]
+    assert rows == [*(f"{tmp_path}/a.jsonl:{row}" for row in (2, 3, 4, 5)), f"{other}:1"]
+
+
+def test_a_missing_file_beside_large_ones_is_told_at_once(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizing, "BYTES_FOR_PROCESSES", 10)
+    large, missing = write_lines(tmp_path / "a.jsonl", record(7)), str(tmp_path / "none.jsonl")
+    with pytest.raises(DataError) as caught:
+        load(tokenizer, large, missing)
+    assert str(caught.value).startswith(f"{missing}: no such file")
+
+
+def test_what_failed_is_not_kept(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> None:
+    with pytest.raises(DataError):
+        load(tokenizer, write_lines(tmp_path / "a.jsonl", record(), record(7)))
+    assert [path.name for path in (cache / "prompts").iterdir() if path.is_dir()] == []
+
+
+def test_a_file_that_changes_while_it_is_read(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", *[record("1")] * 3)
+
+    class Meanwhile(prompts_module.PromptEncoder):
+        def block(self, records: Any) -> PromptBlock:
+            write_lines(tmp_path / "a.jsonl", record("2"))
+            return super().block(records)
+
+    monkeypatch.setattr(prompts_module, "PromptEncoder", Meanwhile)
+    refuses(tokenizer, f"{path}: changed while they were read; start again when they are written", path)
+    monkeypatch.undo()
+    monkeypatch.setenv("RLHF_NPU_CACHE", str(cache))
+    assert [sample.prompt_text for sample in load(tokenizer, path)] == ["2"]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, cache: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", record())
+    load(tokenizer, path)
+    (kept,) = (folder for folder in (cache / "prompts").iterdir() if folder.is_dir())
+    kept.rename(kept.with_name(f".tokenizing.{kept.name}.killed"))
+    other = kept.with_name(".tokenizing.prompts-of-another.running")
+    other.mkdir()
+    load(tokenizer, path)
+    assert {folder for folder in (cache / "prompts").iterdir() if folder.is_dir()} == {kept, other}
+
+
+def test_who_waits_for_another_run_is_told(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", record())
+    load(tokenizer, path)
+    assert capsys.readouterr().err == ""
+    (lock,) = (cache / "prompts").glob("*.lock")
+    with FileLock(lock):
+        waiting = threading.Thread(target=load, args=(tokenizer, path))
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+    waiting.join()
+    assert capsys.readouterr().err == f"waiting for another run that tokenizes {path}\n"
+
+
+def test_a_log_that_is_no_terminal_gets_a_line_now_and_then(
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tokenizing, "SECONDS_BETWEEN_LINES", 0.0)
+    load(tokenizer, write_lines(tmp_path / "a.jsonl", *[record()] * 300))
+    said = re.sub(r"in \d+ s", "in 1 s", capsys.readouterr().err).splitlines()
+    assert said == [f"tokenizing prompts, once: records: {count} in 1 s" for count in (256, 300)]

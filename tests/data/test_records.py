@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import random
+import tracemalloc
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rlhf_npu.data import records as records_module
 from rlhf_npu.data.problems import DataProblems
 from rlhf_npu.data.records import Record, read_records
 from rlhf_npu.errors import DataError
@@ -68,6 +72,44 @@ def test_a_json_file_may_be_one_array(tmp_path: Path, indent: int | None) -> Non
     path.write_text("\n " + json.dumps(ROWS, indent=indent))
     records, wrong = read(path)
     assert ([record.value for record in records], [record.row for record in records], wrong) == (ROWS, [1, 2], "")
+
+
+ARRAYS = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=9), st.lists, max_leaves=9)
+BREAKS = st.sampled_from(["", ",", "]", "[", "NaN", '"', '{"a": 1, "a": 2}', " ", "1 2", "\udc80"])
+
+
+@settings(deadline=None, max_examples=100)
+@given(elements=st.lists(ARRAYS), indent=st.sampled_from([None, 1]), broken=BREAKS, place=st.floats(0, 1))
+def test_an_array_is_read_in_pieces_as_it_would_be_whole(
+    tmp_path_factory: pytest.TempPathFactory, elements: list[Any], indent: int | None, broken: str, place: float
+) -> None:
+    text = json.dumps(elements, indent=indent, ensure_ascii=False)
+    cut = 1 + int(place * (len(text) - 1))
+    text = text[:cut] + broken + text[cut:]
+    path = tmp_path_factory.mktemp("array") / "a.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    results = []
+    for size in (3, 1 << 20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(records_module, "_ARRAY_CHARACTERS", size)
+            results.append(read(path))
+    (piecewise, wrong), (_, wrong_whole) = results
+    assert wrong == wrong_whole
+    if not wrong:
+        assert [record.value for record in piecewise] == json.loads(text)
+        assert [record.row for record in piecewise] == list(range(1, len(piecewise) + 1))
+
+
+def test_an_array_takes_no_memory_but_a_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records_module, "_ARRAY_CHARACTERS", 1 << 10)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"prompt": "1" * 100, "row": row} for row in range(5000)]))
+    tracemalloc.start()
+    count = sum(1 for _ in read_records(str(path), DataProblems()))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 5000
+    assert most < path.stat().st_size / 5
 
 
 def test_characters_beyond_ascii(tmp_path: Path) -> None:

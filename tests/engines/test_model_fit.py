@@ -16,6 +16,7 @@ from rlhf_npu.data.prompts import PromptSample
 from rlhf_npu.engines.model_fit import check_fit, check_prompt_ids, positions
 from rlhf_npu.engines.models import load_policy, load_tokenizer, save_policy, stop_token_ids
 from rlhf_npu.errors import DataError, ModelError, SaveError
+from tests.prompt_data import dataset_of
 from tests.tiny_model import save_tiny_model, tokenizer
 
 CONTRADICTION = '{"do_sample": false, "temperature": 0.6, "top_p": 0.9,\n "eos_token_id": [2, 5]}'
@@ -114,8 +115,8 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_but_for_padding_
     sample = PromptSample(0, (4, 16), "1<tool>", "", None, {}, "a.jsonl", 7)
     message = r"a\.jsonl:7: the prompt holds the token '<tool>', whose id 16 the policy has no embedding for"
     with pytest.raises(DataError, match=message):
-        check_prompt_ids([[sample]], loaded, skeleton.vocabulary)
-    check_prompt_ids([[dataclasses.replace(sample, prompt_ids=(4, 14))]], loaded, skeleton.vocabulary)
+        check_prompt_ids([dataset_of([sample])], loaded, skeleton.vocabulary)
+    check_prompt_ids([dataset_of([dataclasses.replace(sample, prompt_ids=(4, 14))])], loaded, skeleton.vocabulary)
     edit_tokenizer(model, x=30)
     assert "1 tokens that the model" in refusal(configured(model))
 

@@ -8,15 +8,21 @@ from dataclasses import replace
 
 import pytest
 
+from rlhf_npu.data.prompt_files import PromptDataset
 from rlhf_npu.data.sample import PromptSample
 from rlhf_npu.errors import DataError
 from rlhf_npu.rewards import UngradableError, load_sample_check
 from rlhf_npu.rewards.record_checks import SampleCheck, check_records
+from tests.prompt_data import dataset_of
 from tests.rewards.samples import sample
 
 
-def records(*ground_truths: object) -> list[PromptSample]:
+def samples(*ground_truths: object) -> list[PromptSample]:
     return [replace(sample(truth), file="prices.jsonl", row=row) for row, truth in enumerate(ground_truths, start=1)]
+
+
+def records(*ground_truths: object) -> list[PromptDataset]:
+    return [dataset_of(samples(*ground_truths))]
 
 
 def check_of(name: str) -> SampleCheck:
@@ -47,7 +53,7 @@ def test_a_ground_truth_of_digits_that_is_no_text() -> None:
 
 def test_an_entry_that_its_verifier_cannot_read() -> None:
     with pytest.raises(DataError, match=r"prices\.jsonl:1: reasoning-gym has no task 'test'"):
-        check_records(check_of("reasoning_gym"), [replace(records("5")[0], extra_info={"entry": {}})], 60)
+        check_records(check_of("reasoning_gym"), [dataset_of([replace(samples("5")[0], extra_info={"entry": {}})])], 60)
 
 
 def test_the_time_is_bounded_and_spread_over_the_data() -> None:

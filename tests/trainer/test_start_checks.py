@@ -19,6 +19,7 @@ from rlhf_npu.rewards import record_checks, trial
 from rlhf_npu.rewards.math_verify import MathGrader
 from rlhf_npu.trainer.start_checks import check_data_and_reward
 from rlhf_npu.trainer.terminal import PPO_LINE, Terminal
+from tests.prompt_data import dataset_of
 from tests.rewards.samples import sample
 from tests.tiny_model import save_tiny_model
 
@@ -28,7 +29,9 @@ def check(function: str, *sets: list[PromptSample], **kwargs: Any) -> str:
     config = PPOConfig()
     config.reward.function, config.reward.kwargs = function, kwargs
     screen = io.StringIO()
-    check_data_and_reward(config, sets, Terminal(1, PPO_LINE, Console(file=screen, width=300)))
+    check_data_and_reward(
+        config, [dataset_of(samples) for samples in sets], Terminal(1, PPO_LINE, Console(file=screen, width=300))
+    )
     return screen.getvalue()
 
 
