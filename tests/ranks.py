@@ -28,7 +28,8 @@ ENGINES = [*LIBRARIES, "deepspeed", "vllm", "vllm.entrypoints.llm", "rlhf_npu.en
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds: int = 280) -> list[Any]:
     """`function(*args)` on each rank; results by rank, or the first rank's error."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(ENGINES if PLATFORM.name == "cpu" else LIBRARIES)
+    on_cpu = PLATFORM.name == "cpu"
+    context.set_forkserver_preload(ENGINES if on_cpu else LIBRARIES)
     run_id, port = new_run_id(), free_port()
     results: Any = context.Queue()
     places = [Rank(rank, world_size, rank, world_size) for rank in range(world_size)]
@@ -40,7 +41,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds
             environment |= {"OMP_NUM_THREADS": "1"}  # as Ray has it in its workers
             call = (pickle.dumps(_run), results, place.rank, pickle.dumps((function, args)))
             process = context.Process(target=call_with, args=(environment, *call))
-            with _Environment(environment):
+            with _Environment(environment if on_cpu else {}):  # the engines are imported with it
                 process.start()
             processes.append(process)
         try:

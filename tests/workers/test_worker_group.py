@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from rlhf_npu.config import compose_config
 from rlhf_npu.errors import DeviceError, WorkerError
+from rlhf_npu.garbage import SELDOM, USUAL
 from rlhf_npu.platform import CPU
 from rlhf_npu.run_id import new_run_id
 from rlhf_npu.trainer.ray_session import ray_session
@@ -33,6 +35,9 @@ class MortalWorker(HybridWorker):
     def leave_segment(self) -> str:
         self._segment = SharedMemory(create=True, size=100)
         return self._segment.name
+
+    def garbage(self) -> tuple[Any, int]:
+        return gc.get_threshold(), gc.get_freeze_count()
 
     def run(self, what: str) -> None:
         ends: dict[str, Any] = {
@@ -78,6 +83,14 @@ def test_a_worker_that_is_gone_is_named_with_its_log(workers: WorkerGroup, tmp_p
         workers.call("run", "kill")
     assert str(tmp_path / "logs" / "worker_1.log") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_workers_search_for_garbage_seldom_until_they_have_started(workers: WorkerGroup) -> None:
+    assert workers.call("garbage") == [(SELDOM, 0)] * 2
+    workers.call("settle")
+    for threshold, frozen in workers.call("garbage"):
+        assert threshold == USUAL != SELDOM
+        assert frozen > 100_000
 
 
 def test_more_devices_than_a_node_has_are_refused(tmp_path: Path) -> None:
