@@ -14,7 +14,5 @@ def search_seldom() -> None:
 
 
 def search_as_usual() -> None:
-    """End that. What is there now and no garbage stays until the process ends, and no search goes through it again."""
-    gc.collect()
-    gc.freeze()
+    """End that."""
     gc.set_threshold(*USUAL)
