@@ -391,4 +391,5 @@ def _wait_for_steps(output: Path, process: subprocess.Popen[str], steps: int) ->
         if (output / "metrics.jsonl").exists() and len(metrics_of(output)) > steps:
             return
         time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGTERM)  # it would go on beside all tests that follow
     raise AssertionError(f"no {steps} steps in time: {log_of(output)}")
