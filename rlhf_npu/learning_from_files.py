@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlhf_npu.config import OfflineConfig, Schema, run_from_command_line
+from rlhf_npu.garbage import search_seldom
 from rlhf_npu.installation import check_installation
 
 
@@ -18,6 +19,7 @@ def train(config: OfflineConfig) -> None:
         RlhfNpuError: what is wrong with the installation, the configuration, the data, the model or the devices.
     """
     check_installation()
+    search_seldom()  # until the workers have started
     from rlhf_npu.trainer.offline_launch import train_offline
 
     train_offline(config)

@@ -8,6 +8,7 @@ if __name__ == "__main__":
     exit_at_once()  # before the imports below, which take a second, and those of the engines, which take many
 
 from rlhf_npu.config import PPO, PPOConfig, run_from_command_line
+from rlhf_npu.garbage import search_seldom
 from rlhf_npu.installation import check_installation
 
 
@@ -23,6 +24,7 @@ def train(config: PPOConfig) -> None:
         RlhfNpuError: what is wrong with the installation, the configuration, the data, the model or the devices.
     """
     check_installation()
+    search_seldom()  # until the workers have started
     from rlhf_npu.trainer.launch import train_ppo
 
     train_ppo(config)

@@ -1,7 +1,7 @@
 """Run a function on several ranks, each in a process of its own, as the Ray workers do.
 
-On the CPU they are forked off a process that has imported the engines and done nothing else, since importing them
-takes each rank ten seconds of a core; an accelerator's runtime reads its variables while it is imported.
+They are forked off a process that has imported the engines and done nothing else, since importing them takes each rank
+ten seconds of a core. On an NPU it has imported those that do not look for devices yet.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from rlhf_npu.run_id import RUN_ID_VARIABLE, new_run_id
 from rlhf_npu.workers.environment import Rank, free_port, static_environment
 from rlhf_npu.workers.shared_memory import join_run, shared_memory_of
 from tests.devices import PLATFORM
+from tests.first_variables import call_with
 
-ENGINES = ["torch", "transformers", "deepspeed", "vllm", "vllm.entrypoints.llm", "rlhf_npu.engines.rollout"]
+LIBRARIES = ["torch", "transformers"]
+ENGINES = [*LIBRARIES, "deepspeed", "vllm", "vllm.entrypoints.llm", "rlhf_npu.engines.rollout"]
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds: int = 280) -> list[Any]:
     """`function(*args)` on each rank; results by rank, or the first rank's error."""
-    forks = PLATFORM.name == "cpu"
-    context = multiprocessing.get_context("forkserver") if forks else multiprocessing.get_context("spawn")
-    context.set_forkserver_preload(ENGINES)
+    context = multiprocessing.get_context("forkserver")
+    on_cpu = PLATFORM.name == "cpu"
+    context.set_forkserver_preload(ENGINES if on_cpu else LIBRARIES)
     run_id, port = new_run_id(), free_port()
     results: Any = context.Queue()
     places = [Rank(rank, world_size, rank, world_size) for rank in range(world_size)]
@@ -37,8 +39,9 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds
             environment = static_environment(place, PLATFORM, run_id) | PLATFORM.only_visible(place.rank)
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             environment |= {"OMP_NUM_THREADS": "1"}  # as Ray has it in its workers
-            process = context.Process(target=_run, args=(environment, results, place.rank, function, args))
-            with _Environment(environment):
+            call = (pickle.dumps(_run), results, place.rank, pickle.dumps((function, args)))
+            process = context.Process(target=call_with, args=(environment, *call))
+            with _Environment(environment if on_cpu else {}):  # the engines are imported with it
                 process.start()
             processes.append(process)
         try:
@@ -62,14 +65,12 @@ class _Environment:
         os.environ.update(self._before)
 
 
-def _run(
-    environment: dict[str, str], results: Any, rank: int, function: Callable[..., Any], args: tuple[Any, ...]
-) -> None:
-    os.environ |= environment
+def _run(results: Any, rank: int, call: bytes) -> None:
     join_run(os.environ[RUN_ID_VARIABLE], may_be_first=False)
     try:
         PLATFORM.activate()
         join_process_group(PLATFORM)
+        function, args = pickle.loads(call)
         # As bytes: multiprocessing would share tensors' memory with a process that is about to end.
         results.put((rank, pickle.dumps(function(*args)), None))
     except Exception:  # noqa: BLE001  # whatever it is, the test shows it

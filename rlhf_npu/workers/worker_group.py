@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from rlhf_npu.config import RootConfig
 from rlhf_npu.data.prompts import PromptSample
 from rlhf_npu.errors import DeviceError, RlhfNpuError, WorkerError
+from rlhf_npu.garbage import search_as_usual
 from rlhf_npu.interrupts import raise_if_interrupted
 from rlhf_npu.platform import Platform
 from rlhf_npu.workers.deaths import cause_of_death
@@ -87,7 +88,10 @@ class WorkerGroup:
         """Let all ranks meet and build what they run, by their `start`; results by rank."""
         address, port = self._results([self._actors[0].call.remote("address")])[0]
         self.call("join", address, port, self._config.trainer.seed)
-        return self.call("start", *args)
+        started = self.call("start", *args)
+        self.call("settle")
+        search_as_usual()
+        return started
 
     def call(self, method: str, *args: Any) -> list[Any]:
         """Call `method` with the same arguments on every rank; results by rank.

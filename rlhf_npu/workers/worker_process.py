@@ -12,6 +12,7 @@ import torch
 
 from rlhf_npu.engines.process_group import join_process_group
 from rlhf_npu.errors import WorkerError
+from rlhf_npu.garbage import search_as_usual
 from rlhf_npu.platform import PLATFORMS
 from rlhf_npu.run_id import RUN_ID_VARIABLE
 from rlhf_npu.workers.environment import Rank, free_port, log_to, worker_log
@@ -57,6 +58,10 @@ class WorkerProcess:
         self._platform.activate()
         join_process_group(self._platform)
         torch.manual_seed(seed)
+
+    def settle(self) -> None:
+        """All that stays until the end is built."""
+        search_as_usual()
 
     def close(self) -> None:
         """Leave the process group."""

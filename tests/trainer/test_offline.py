@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from rlhf_npu.config import DPO, REWARD, SFT, Schema
 from rlhf_npu.data.builtin import resolve
+from rlhf_npu.learning_from_files import learn_from_files
 from tests.devices import DEVICE
 
 pytestmark = pytest.mark.slow
@@ -90,20 +92,31 @@ def test_sft_lowers_the_loss_of_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "override", "words"),
+    ("schema", "override", "words"),
     [
-        ("main_dpo", "data.train_batch_size=63", "data.train_batch_size=63: counts examples over all devices"),
-        ("main_dpo", "data.train_files=[builtin:digits/sft]", "'chosen'"),
-        ("main_dpo", "beta=0.2", "unknown key beta; here it is loss.beta"),
-        ("main_dpo", "data.train_batch_size=65536", "the training files have"),
-        ("main_sft", "data.max_length=100000", "positions"),
-        ("main_reward", "model.path=/nowhere", "/nowhere"),
+        (DPO, "data.train_batch_size=63", "data.train_batch_size=63: counts examples over all devices"),
+        (DPO, "data.train_files=[builtin:digits/sft]", "'chosen'"),
+        (DPO, "beta=0.2", "unknown key beta; here it is loss.beta"),
+        (DPO, "data.train_batch_size=65536", "the training files have"),
+        (SFT, "data.max_length=100000", "positions"),
+        (REWARD, "model.path=/nowhere", "/nowhere"),
     ],
 )
-def test_wrong_input_is_refused_and_nothing_is_written(tmp_path: Path, entry: str, override: str, words: str) -> None:
+def test_wrong_input_is_refused_and_nothing_is_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    schema: Schema,
+    override: str,
+    words: str,
+) -> None:
     more = ["data.max_tokens_per_device=100000"] if "max_length" in override else []
-    result = launch([sys.executable, "-m", f"rlhf_npu.{entry}"], tmp_path / "run", override, *more)
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
+    output = f"trainer.default_local_dir={tmp_path / 'run'}"
+    monkeypatch.setattr(sys, "argv", ["main", output, *SHORT, override, *more])
+    with pytest.raises(SystemExit) as end:
+        learn_from_files(schema)
+    printed = capfd.readouterr()
+    assert end.value.code == 2, printed.out + printed.err
+    assert words in " ".join(printed.err.split())
+    assert "Traceback" not in printed.err
     assert not (tmp_path / "run").exists()

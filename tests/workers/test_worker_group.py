@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from rlhf_npu.config import compose_config
 from rlhf_npu.errors import DeviceError, WorkerError
+from rlhf_npu.garbage import SELDOM, USUAL
 from rlhf_npu.platform import CPU
 from rlhf_npu.run_id import new_run_id
 from rlhf_npu.trainer.ray_session import ray_session
@@ -34,6 +36,9 @@ class MortalWorker(HybridWorker):
         self._segment = SharedMemory(create=True, size=100)
         return self._segment.name
 
+    def garbage(self) -> tuple[int, ...]:
+        return gc.get_threshold()
+
     def run(self, what: str) -> None:
         ends: dict[str, Any] = {
             "exit": lambda: sys.exit(3),
@@ -47,24 +52,36 @@ class MortalWorker(HybridWorker):
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    # A group's devices are free again when the driver leaves Ray: enough for two groups.
-    with ray_session(compose_config(["trainer.n_devices_per_node=4", "data.train_batch_size=64"])):
+    with ray_session(CONFIG):
         yield
 
 
-@pytest.fixture
-def workers(tmp_path: Path) -> Iterator[WorkerGroup]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("output")
+
+
+@pytest.fixture(scope="module")
+def workers(folder: Path) -> Iterator[WorkerGroup]:
+    """Of all tests, of which the last one ends a worker."""
     run_id = new_run_id()
-    with WorkerGroup(MortalWorker, CONFIG, CPU, run_id, tmp_path) as workers:
+    with WorkerGroup(MortalWorker, CONFIG, CPU, run_id, folder) as workers:
         assert all(run_id in name for name in workers.call("leave_segment"))
         yield workers
     assert not list(FOLDER.glob(f"*{run_id}*"))
 
 
+def test_workers_search_for_garbage_seldom_until_they_have_started(workers: WorkerGroup) -> None:
+    assert workers.call("garbage") == [SELDOM] * 2
+    workers.call("settle")
+    assert workers.call("garbage") == [USUAL] * 2
+    assert USUAL != SELDOM
+
+
 def test_a_function_that_ends_the_process_is_an_error_and_the_worker_goes_on(
-    workers: WorkerGroup, tmp_path: Path
+    workers: WorkerGroup, folder: Path
 ) -> None:
-    log = tmp_path / "logs" / "worker_1.log"
+    log = folder / "logs" / "worker_1.log"
     for what, words in (("exit", r"SystemExit\(3\)"), ("interrupt", "KeyboardInterrupt"), ("bug", "KeyError")):
         with pytest.raises(WorkerError, match=f"rank 1: .*{words}.*{log}"):
             workers.call("run", what)
@@ -73,10 +90,10 @@ def test_a_function_that_ends_the_process_is_an_error_and_the_worker_goes_on(
     assert "sys.exit(3)" in printed
 
 
-def test_a_worker_that_is_gone_is_named_with_its_log(workers: WorkerGroup, tmp_path: Path) -> None:
+def test_a_worker_that_is_gone_is_named_with_its_log(workers: WorkerGroup, folder: Path) -> None:
     with pytest.raises(WorkerError, match=r"rank 1 died: .*SIGKILL.*memory") as caught:
         workers.call("run", "kill")
-    assert str(tmp_path / "logs" / "worker_1.log") in str(caught.value)
+    assert str(folder / "logs" / "worker_1.log") in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -67,4 +67,6 @@ void aclsim_fail(const char* call, int nth, int code);
 std::uint64_t aclsim_calls(const char* call);
 // 1: all of the range is device memory; 0: some of it is a device address without memory; -1: no device address.
 int aclsim_probe(const void* address, std::size_t bytes);
+// Zeros device memory. Whole pages are given back to the system: they read as zeros, and cost nothing until written.
+void aclsim_clear(void* first, std::size_t bytes);
 }

@@ -15,6 +15,7 @@ namespace {
 constexpr int kNoMemory = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kCopyAlignment = 64;
+constexpr std::size_t kLarge = std::size_t{1} << 20;  // bytes from which giving pages back is faster than zeroing them
 
 struct Physical {
   int file;
@@ -362,3 +363,16 @@ aclError aclrtMemsetAsync(void* to, size_t capacity, int32_t value, size_t bytes
 }
 
 }  // extern "C"
+
+void aclsim_clear(void* first, std::size_t bytes) {
+  const Guard guard(lock());
+  char* const start = static_cast<char*>(first);
+  const std::size_t before = round_up(number(start), kPage) - number(start);
+  const std::size_t pages = bytes < kLarge ? 0 : (bytes - before) / kPage * kPage;
+  if (pages == 0 || madvise(start + before, pages, MADV_REMOVE) != 0) {  // for physical memory only
+    std::memset(start, 0, bytes);
+    return;
+  }
+  std::memset(start, 0, before);
+  std::memset(start + before + pages, 0, bytes - before - pages);
+}

@@ -3,6 +3,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include "aclnn.h"
+#include "control.h"
 
 using Tensor = at::Tensor;
 using Scalar = at::Scalar;
@@ -32,12 +33,20 @@ Tensor mean(const Tensor& from, const Sizes& dims, bool keep, int type) {
   return at::mean(from, dims, keep, aclnn::scalar_type(type));
 }
 
+void clear(const Tensor& a) {
+  if (a.is_non_overlapping_and_dense()) {
+    aclsim_clear(a.mutable_data_ptr(), a.nbytes());
+  } else {
+    a.zero_();
+  }
+}
+
 }  // namespace
 
 // ---- data movement -----------------------------------------------
 ACLNN(aclnnInplaceCopy, (Tensor d, Tensor s), d.copy_(s))
 ACLNN(aclnnCast, (Tensor a, int, Tensor o), o.copy_(a))
-ACLNN(aclnnInplaceZero, (Tensor a), a.zero_())
+ACLNN(aclnnInplaceZero, (Tensor a), clear(a))
 ACLNN(aclnnInplaceOne, (Tensor a), a.fill_(1))
 ACLNN(aclnnInplaceFillScalar, (Tensor a, Scalar v), a.fill_(v))
 ACLNN(aclnnInplaceFillTensor, (Tensor a, Tensor v), a.fill_(v.reshape({})))
