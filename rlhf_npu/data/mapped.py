@@ -69,7 +69,9 @@ class MappedDataset(Sequence[Kept]):
 
     def first(self, count: int) -> Self:
         """The first `count` records, or all if there are fewer."""
-        return type(self)(self._folder, self._files, min(count, self._count))
+        if count >= self._count:  # an empty data set has no folder that could be opened again
+            return self
+        return type(self)(self._folder, self._files, count)
 
     @overload
     def __getitem__(self, index: int) -> Kept: ...

@@ -469,6 +469,11 @@ def test_prompts_with_an_id_beyond_a_limit(tmp_path: Path, tokenizer: PreTrained
     assert prompts.with_ids_from(nine + 1) == []
 
 
+def test_of_no_files_there_are_no_prompts(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompts = load_prompts([], tokenizer, DataConfig())
+    assert list(prompts) == list(prompts.first(4)) == []
+
+
 def test_a_dataset_that_is_sent_is_opened_again(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     prompts = load(tokenizer, write_lines(tmp_path / "a.jsonl", *map(record, "12345")))
     sent = pickle.dumps(prompts.first(3))
