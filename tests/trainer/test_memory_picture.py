@@ -54,7 +54,7 @@ def test_the_fullest_rank_is_drawn(tmp_path: Path) -> None:
 def test_a_tag_without_a_colour_of_its_own_and_a_step_of_one_stage_are_drawn(tmp_path: Path) -> None:
     file = tmp_path / "memory.png"
     step = StepSwitches("step 1", START)
-    after = Ledger({"reward.params": 3 * GIB, "empty": 0}, {}, used=4 * GIB, capacity=None, resident=GIB)
+    after = Ledger({"adapter.params": 3 * GIB, "empty": 0}, {}, used=4 * GIB, capacity=None, resident=GIB)
     step.add([SwitchReport(Stage.GENERATE, (), after, None, START)])
     step.ended = START + 5
     draw_memory(step, file)

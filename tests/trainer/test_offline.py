@@ -79,9 +79,9 @@ def test_other_losses_on_pairs_take_steps(recipe: str, tmp_path: Path) -> None:
 
 
 def test_kto_learns_single_answers(tmp_path: Path) -> None:
-    before, *steps = run("kto", tmp_path / "run")
+    before, *steps = run("kto", tmp_path / "run", "trainer.total_training_steps=12")  # the first few say little
     assert before["val-core/loss"] == pytest.approx(0.5, abs=1e-5)
-    assert steps[-1]["val-core/loss"] < 0.495
+    assert steps[-1]["val-core/loss"] < 0.48
     assert steps[-1]["val-core/rewards/desirable"] > steps[-1]["val-core/rewards/undesirable"]
 
 
