@@ -29,11 +29,12 @@ if (($#)); then
   exec env ACLSIM_STREAM="${ACLSIM_STREAM:-eager}" .venv-npu/bin/python -m pytest "$@"
 fi
 loop=tests/trainer/test_main_ppo.py
+recipe=test_grpo_digits_as_it_stands_but_for_its_length_on_two_npus
 run eager \
   "$loop::test_rollout_and_trainer_agree_on_one_npu_with_graphs_that_sleeps_at_level_2" \
   "$loop::test_a_signal_ends_the_run_and_leaves_nothing_behind[ctrl_c]" \
   tests/sleep_mode/test_vllm_plugin.py tests/hybrid/test_reshard.py tests/sleep_mode/test_vllm_server.py \
-  tests/hybrid/test_models.py tests/trainer/test_recipes.py tests/sleep_mode/test_sleep_scenarios.py \
+  tests/hybrid/test_models.py "tests/trainer/test_recipes.py::$recipe" tests/sleep_mode/test_sleep_scenarios.py \
   tests/engines/test_rollout.py::test_log_probs_are_those_of_the_distribution_that_is_sampled \
   tests/roles/test_gradients.py tests/engines/test_trainer_states.py tests/npu tests/aclsim
 # tests/npu chooses the streams by itself.
