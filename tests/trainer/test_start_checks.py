@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
