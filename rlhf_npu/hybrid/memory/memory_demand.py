@@ -35,9 +35,9 @@ from rlhf_npu.platform import Platform
 GIB = 1 << 30
 MIB = 1 << 20
 RUNTIME_BYTES = {"cuda": 2 * GIB, "npu": 3 * GIB // 2}
-"""Of an accelerator that its driver and the libraries take for themselves; 1.8 GiB were seen on an H200."""
+"""Of an accelerator that driver and libraries take; 2.3 GiB were seen on an H200, a second process's among them."""
 COLLECTIVES_BYTES = {"cuda": 3 * GIB, "npu": 0}
-"""Of a device that DeepSpeed's and vLLM's collectives take where there are several; NCCL took 3.3 GiB on two H200s."""
+"""Of a device that collectives take where there are several; on each of two H200s 3.3 GiB more were seen."""
 GRAPH_BYTES = GIB
 """Of captured graphs, which stay while the rollout sleeps."""
 

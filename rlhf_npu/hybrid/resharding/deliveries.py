@@ -38,14 +38,13 @@ class Delivery:
         flat = arrived.view(-1).view(self.type)
         source = self.source.view_of(flat, arrived.storage_offset() // flat.element_size())
         self.target.copy_(source)
-        compare = comparison.add if self.target.is_floating_point() else comparison.add_bits
+        compare = comparison.add_bits if self.type == self.target.dtype else comparison.add
         compare(self.words, self.target, source)
 
 
 def delivery_of(landing: Landing, target: torch.Tensor, dtype: torch.dtype) -> Delivery:
     """The copy of a landing into the rollout's tensor `target`, out of a bucket of weights of `dtype`."""
-    words = f"{landing.arrow.target} (from {landing.name})"
-    copy = landing.arrow.copy
+    words, copy = landing.arrow.words(landing.name), landing.arrow.copy
     if dtype != target.dtype:
         return Delivery(words, copy.source, dtype, copy.target.view_of(target))
     copy, bits = _as_integers(copy, dtype.itemsize)

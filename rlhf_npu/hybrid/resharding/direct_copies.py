@@ -59,7 +59,7 @@ class DirectCopies:
         def copy(name: str, arrow: Arrow, source: torch.Tensor) -> None:
             target = _target(targets, arrow)
             target.copy_(source)
-            comparison.add(_words(name, arrow), target, source)
+            comparison.add(arrow.words(name), target, source)
 
         for write in self._map.constants:
             write.to.view_of(targets[write.target].data).fill_(write.value)
@@ -84,7 +84,7 @@ class DirectCopies:
         for bucket in gathered_buckets(self._policy, self._bucket_bytes, only=self._copied):
             for name, weight in bucket:
                 for arrow, source in self._sources(name, weight):
-                    comparison.add(_words(name, arrow), _target(targets, arrow), source)
+                    comparison.add(arrow.words(name), _target(targets, arrow), source)
         for write in self._map.constants:
             held = write.to.view_of(targets[write.target].data)
             comparison.add(f"the padding of {write.target}", held, torch.full_like(held, write.value))
@@ -113,7 +113,3 @@ class DirectCopies:
 
 def _target(targets: dict[str, torch.Tensor], arrow: Arrow) -> torch.Tensor:
     return arrow.copy.target.view_of(targets[arrow.target].data)
-
-
-def _words(name: str, arrow: Arrow) -> str:
-    return f"{arrow.target} (from {name})"

@@ -35,6 +35,10 @@ class Arrow:
     target: str
     copy: StridedCopy
 
+    def words(self, name: str) -> str:
+        """Where it goes, and that it comes from the weight called `name`."""
+        return f"{self.target} (from {name})"
+
 
 @dataclass(frozen=True)
 class TransferMap:
